@@ -1,0 +1,5 @@
+"""What all tests share: the option --slow."""
+
+
+def pytest_addoption(pluginmanager):
+    pluginmanager.import_plugin("slow_option")
