@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ItwinError', 'UsageError', 'InputError', 'OutputError', 'MissingExtra', 'require']
 
-# %% ../../nbs/core/00_errors.ipynb #dc214494
+# %% ../../nbs/core/00_errors.ipynb #ee41142c
 from importlib import import_module
 from types import ModuleType
 
-# %% ../../nbs/core/00_errors.ipynb #0b82ff2d
+# %% ../../nbs/core/00_errors.ipynb #4669a001
 class ItwinError(Exception):
     """
     Say in one sentence what went wrong and what to do.
@@ -22,25 +22,25 @@ class ItwinError(Exception):
 
     exit_status: int = 1
 
-# %% ../../nbs/core/00_errors.ipynb #b448c9e2
+# %% ../../nbs/core/00_errors.ipynb #1ba66f04
 class UsageError(ItwinError):
     """Reject a request: unknown name, wrong type or value out of range."""
 
     exit_status: int = 2
 
-# %% ../../nbs/core/00_errors.ipynb #83e1a422
+# %% ../../nbs/core/00_errors.ipynb #945a7ae0
 class InputError(ItwinError):
     """Reject an input that is missing, damaged or not what it claims to be."""
 
-# %% ../../nbs/core/00_errors.ipynb #28e9ff09
+# %% ../../nbs/core/00_errors.ipynb #8966b505
 class OutputError(ItwinError):
     """Report a result that can't be written: no permission, no space, no such place."""
 
-# %% ../../nbs/core/00_errors.ipynb #99c70d04
+# %% ../../nbs/core/00_errors.ipynb #f8765f39
 class MissingExtra(ItwinError):
     """Report an optional module that isn't installed, with the line that installs it."""
 
-# %% ../../nbs/core/00_errors.ipynb #4b76c44b
+# %% ../../nbs/core/00_errors.ipynb #c9a91200
 def require(module: str, extra: str) -> ModuleType:
     """
     Import an optional module, or say how to install it.
@@ -65,5 +65,5 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        line = f"pip install -c constraints.txt -e '.[{extra}]'"
-        raise MissingExtra(f"The module {error.name} isn't installed; run this in the folder of itwin_nb: {line}") from error
+        cure = f"run this in the folder of itwin_nb: pip install -c constraints.txt -e '.[{extra}]'"
+        raise MissingExtra(f"The module {error.name} isn't installed; {cure}") from error

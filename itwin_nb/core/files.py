@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_folder', 'atomic_path', 'sha256', 'adler32', 'plain', 'write_json', 'read_json']
 
-# %% ../../nbs/core/01_files.ipynb #d6269a32
+# %% ../../nbs/core/01_files.ipynb #08a1ae9b
 import errno
 import hashlib
 import json
@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from .errors import InputError, OutputError, UsageError
 
-# %% ../../nbs/core/01_files.ipynb #c32d3b40
+# %% ../../nbs/core/01_files.ipynb #774291e0
 _ADVICE = {
     "EACCES": "choose a folder that you may write to",
     "EPERM": "choose a folder that you may write to",
@@ -38,22 +38,22 @@ _ADVICE = {
     "EIO": "the disk reports a fault, choose another one",
 }
 
-# %% ../../nbs/core/01_files.ipynb #919a4aa1
+# %% ../../nbs/core/01_files.ipynb #086a8852
 def _system_error(error: BaseException | None) -> OSError | None:
     while error is not None and not (isinstance(error, OSError) and error.errno):
         error = error.__cause__ or error.__context__
     return error
 
-# %% ../../nbs/core/01_files.ipynb #5356729d
+# %% ../../nbs/core/01_files.ipynb #c0de0914
 def _name(error: OSError) -> str:
     return errno.errorcode.get(error.errno, "")
 
-# %% ../../nbs/core/01_files.ipynb #080a6af1
+# %% ../../nbs/core/01_files.ipynb #a1c7a986
 def _cannot_write(path: Path, error: OSError) -> OutputError:
     advice = _ADVICE.get(_name(error), "choose another path")
     return OutputError(f"Cannot write {path}: {os.strerror(error.errno).lower()}; {advice}.")
 
-# %% ../../nbs/core/01_files.ipynb #e02a4b7b
+# %% ../../nbs/core/01_files.ipynb #135f9f63
 def make_folder(path: str | Path) -> Path:
     """
     Make a folder and its parents, unless it exists.
@@ -79,11 +79,11 @@ def make_folder(path: str | Path) -> Path:
         raise _cannot_write(Path(path), error) from error
     return Path(path)
 
-# %% ../../nbs/core/01_files.ipynb #6686521f
+# %% ../../nbs/core/01_files.ipynb #05d79e59
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{uuid4().hex[:8]}{path.suffix}")
 
-# %% ../../nbs/core/01_files.ipynb #e89f8f37
+# %% ../../nbs/core/01_files.ipynb #e5f2b105
 def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -91,21 +91,21 @@ def _to_disk(path: Path) -> None:
     finally:
         os.close(handle)
 
-# %% ../../nbs/core/01_files.ipynb #8c205774
+# %% ../../nbs/core/01_files.ipynb #5c633731
 def _concerns(error: OSError | None, temporary: Path) -> bool:
     if error is None or error.filename is None:
         return error is not None and _name(error) in _ADVICE
     return Path(os.fsdecode(error.filename)) == temporary
 
-# %% ../../nbs/core/01_files.ipynb #6fc97b4c
+# %% ../../nbs/core/01_files.ipynb #823979d7
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     Write a file whole or not at all.
 
-    The block writes to the temporary path that it gets, which lies in the same folder. When the block ends well,
-    the file takes its final name in one step; otherwise it is removed and an earlier file of that name stays.
-    Missing parent folders are made.
+    The block writes to the temporary path that it gets, which lies in the same folder. When the block ends
+    well, the file takes its final name in one step; otherwise it is removed and an earlier file of that name
+    stays. Missing parent folders are made.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
 
-# %% ../../nbs/core/01_files.ipynb #f57b95e0
+# %% ../../nbs/core/01_files.ipynb #d533bb5d
 @contextmanager
 def _reading(path: str | Path) -> Iterator[None]:
     try:
@@ -146,7 +146,7 @@ def _reading(path: str | Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"Cannot read {path}: {(error.strerror or str(error)).lower()}.") from error
 
-# %% ../../nbs/core/01_files.ipynb #e8fe1a8f
+# %% ../../nbs/core/01_files.ipynb #135ad09a
 def sha256(path: str | Path) -> str:
     """
     Compute the SHA-256 checksum of a file.
@@ -169,7 +169,7 @@ def sha256(path: str | Path) -> str:
     with _reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../../nbs/core/01_files.ipynb #bce3ca70
+# %% ../../nbs/core/01_files.ipynb #f57668c4
 def adler32(path: str | Path) -> str:
     """
     Compute the Adler-32 checksum of a file, as Rucio writes it.
@@ -195,13 +195,13 @@ def adler32(path: str | Path) -> str:
             value = zlib.adler32(block, value)
     return f"{value:08x}"
 
-# %% ../../nbs/core/01_files.ipynb #cc7aaf5b
+# %% ../../nbs/core/01_files.ipynb #3312f251
 def _plain_float(value: float) -> float | str:
     if math.isfinite(value):
         return float(value)
     return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
 
-# %% ../../nbs/core/01_files.ipynb #eefa6e76
+# %% ../../nbs/core/01_files.ipynb #673d5e71
 def _plain_value(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -213,7 +213,7 @@ def _plain_value(value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value.isoformat()
     raise UsageError(f"A {type(value).__name__} can't be kept as JSON: use numbers, text, lists or mappings.")
 
-# %% ../../nbs/core/01_files.ipynb #d939a8b7
+# %% ../../nbs/core/01_files.ipynb #a34cc764
 def plain(value: Any) -> Any:
     """
     Reduce a value to what JSON can hold.
@@ -221,8 +221,9 @@ def plain(value: Any) -> Any:
     Parameters
     ----------
     value : object
-        Numbers, text, paths, dates, enumerations, dataclasses, mappings, sequences, sets, and arrays or scalars of numpy,
-        torch and xarray, in any nesting. Complex numbers become pairs; NaN and infinity become strings.
+        Numbers, text, paths, dates, enumerations, dataclasses, mappings, sequences, sets, and arrays or
+        scalars of numpy, torch and xarray, in any nesting. Complex numbers become pairs; NaN and infinity
+        become strings.
 
     Returns
     -------
@@ -246,7 +247,7 @@ def plain(value: Any) -> Any:
         return plain(value.tolist() if hasattr(value, "tolist") else value.__array__().tolist())
     return _plain_value(value)
 
-# %% ../../nbs/core/01_files.ipynb #7acd42bb
+# %% ../../nbs/core/01_files.ipynb #94fb68d6
 def write_json(path: str | Path, obj: Any) -> None:
     """
     Write a record as JSON, whole or not at all.
@@ -269,7 +270,7 @@ def write_json(path: str | Path, obj: Any) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
-# %% ../../nbs/core/01_files.ipynb #1d4a637f
+# %% ../../nbs/core/01_files.ipynb #8d8ecb43
 def read_json(path: str | Path) -> Any:
     """
     Read a JSON file.

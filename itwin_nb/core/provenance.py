@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['format_value', 'versions', 'Run']
 
-# %% ../../nbs/core/02_provenance.ipynb #180bd21e
+# %% ../../nbs/core/02_provenance.ipynb #7d38706d
 import math
 import os
 import platform
 import re
 import subprocess
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from .errors import InputError, OutputError, UsageError
 from .files import adler32, make_folder, plain, read_json, sha256, write_json
 
-# %% ../../nbs/core/02_provenance.ipynb #6a0e964b
+# %% ../../nbs/core/02_provenance.ipynb #d37d1c0c
 def _shortened(value: float, error: float) -> str:
     error = float(f"{error:.1e}")
     exponent = math.floor(math.log10(error))
@@ -34,7 +34,7 @@ def _shortened(value: float, error: float) -> str:
         return f"{value:.1f}({error:.1f})"
     return f"{value:.{1 - exponent}f}({error * 10 ** (1 - exponent):.0f})"
 
-# %% ../../nbs/core/02_provenance.ipynb #4d9beb01
+# %% ../../nbs/core/02_provenance.ipynb #e0d141ba
 def format_value(value: Any, error: float | None = None) -> str:
     """
     Write a value with its error in brackets, such as ``0.7435(27)``.
@@ -60,7 +60,7 @@ def format_value(value: Any, error: float | None = None) -> str:
         return _shortened(value, error)
     return f"{_shortened(value / 10**size, error / 10**size)}e{size:+03d}"
 
-# %% ../../nbs/core/02_provenance.ipynb #8871bbef
+# %% ../../nbs/core/02_provenance.ipynb #5004d1b1
 def _requirements() -> list[str]:
     try:
         lines = metadata.requires("itwin_nb") or []
@@ -68,7 +68,7 @@ def _requirements() -> list[str]:
         return []
     return sorted({re.match(r"[\w.-]+", line)[0] for line in lines if 'extra == "dev"' not in line})
 
-# %% ../../nbs/core/02_provenance.ipynb #b12ca67a
+# %% ../../nbs/core/02_provenance.ipynb #c9e61aa2
 def versions() -> dict[str, str]:
     """
     List the versions of the software that a run stands on.
@@ -76,7 +76,8 @@ def versions() -> dict[str, str]:
     Returns
     -------
     dict
-        Name of the package to its version: Python, itwin_nb and the packages that it asks for, as far as they're installed.
+        Name of the package to its version: Python, itwin_nb and the packages that it asks for, as far as
+        they're installed.
     """
     found = {"python": platform.python_version()}
     for name in ["itwin_nb", *_requirements()]:
@@ -86,7 +87,7 @@ def versions() -> dict[str, str]:
             continue
     return found
 
-# %% ../../nbs/core/02_provenance.ipynb #2cccdb15
+# %% ../../nbs/core/02_provenance.ipynb #5104c517
 def _commit() -> str | None:
     root = Path(find_spec("itwin_nb").origin).parent.parent
     if not (root / ".git").exists():
@@ -97,23 +98,23 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../../nbs/core/02_provenance.ipynb #8ea41596
+# %% ../../nbs/core/02_provenance.ipynb #3eb3b046
 def _machine() -> dict:
     return {"host": platform.node(), "platform": platform.platform(), "cpus": os.cpu_count()}
 
-# %% ../../nbs/core/02_provenance.ipynb #78c1792d
+# %% ../../nbs/core/02_provenance.ipynb #401b0d2f
 def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
-# %% ../../nbs/core/02_provenance.ipynb #42d8dc91
+# %% ../../nbs/core/02_provenance.ipynb #7b0f83e5
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
-# %% ../../nbs/core/02_provenance.ipynb #7e8af32b
+# %% ../../nbs/core/02_provenance.ipynb #195c9d02
 def _fingerprint(path: Path) -> dict:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path), "adler32": adler32(path)}
+    return {"sha256": sha256(path), "adler32": adler32(path), "bytes": path.stat().st_size}
 
-# %% ../../nbs/core/02_provenance.ipynb #ee90884f
+# %% ../../nbs/core/02_provenance.ipynb #a5d3520c
 class Run:
     """
     Keep the record of one run in its output folder.
@@ -142,7 +143,9 @@ class Run:
         If nothing can be written to `out`.
     """
 
-    def __init__(self, out: str | Path, parameters: Any = None, seed: int | None = None, workflow: str = "") -> None:
+    def __init__(
+        self, out: str | Path, parameters: Any = None, seed: int | None = None, workflow: str = ""
+    ) -> None:
         self.out, self.seed, self.workflow = make_folder(out), seed, workflow
         self.parameters = plain({} if parameters is None else parameters)
         self.id, self.started, self._cpu_start = uuid4().hex, _now(), _cpu_seconds()
@@ -150,7 +153,7 @@ class Run:
         if not os.access(self.out, os.W_OK | os.X_OK):
             raise OutputError(f"Cannot write to {out}: choose a folder that you may write to.")
 
-# %% ../../nbs/core/02_provenance.ipynb #34fb7a2a
+# %% ../../nbs/core/02_provenance.ipynb #7020f187
 @patch
 def result(self: Run, name: str, value: Any, error: float | None = None, unit: str = "") -> None:
     """
@@ -176,18 +179,19 @@ def result(self: Run, name: str, value: Any, error: float | None = None, unit: s
         raise UsageError(f"The error of {name} is {error}, but a standard error can't be negative.")
     self.results[str(name)] = {"value": plain(value), "error": plain(error), "unit": unit}
 
-# %% ../../nbs/core/02_provenance.ipynb #5d847f01
+# %% ../../nbs/core/02_provenance.ipynb #9bf4e75d
 def _row(name: str, item: Mapping) -> str:
-    value, error = (float(x) if x in ("NaN", "Infinity", "-Infinity") else x for x in (item["value"], item["error"]))
+    numbers = {text: float(text) for text in ("NaN", "Infinity", "-Infinity")}
+    value, error = (numbers.get(x, x) if isinstance(x, str) else x for x in (item["value"], item["error"]))
     return f"| {name} | {format_value(value, error)} | {item['unit']} |"
 
-# %% ../../nbs/core/02_provenance.ipynb #4f858648
+# %% ../../nbs/core/02_provenance.ipynb #965fdcf5
 @patch
 def _repr_markdown_(self: Run) -> str:
     rows = [_row(name, item) for name, item in self.results.items()]
     return "\n".join(["| quantity | value | unit |", "|---|---|---|", *rows])
 
-# %% ../../nbs/core/02_provenance.ipynb #231b1aa2
+# %% ../../nbs/core/02_provenance.ipynb #4ca81fda
 @patch
 def input(self: Run, path: str | Path) -> Path:
     """
@@ -208,11 +212,10 @@ def input(self: Run, path: str | Path) -> Path:
     InputError
         If it is missing or can't be read.
     """
-    sha256(path)
     self.inputs[str(Path(path).resolve())] = _fingerprint(Path(path))
     return Path(path)
 
-# %% ../../nbs/core/02_provenance.ipynb #59639698
+# %% ../../nbs/core/02_provenance.ipynb #edde9824
 @patch
 def output(self: Run, path: str | Path) -> Path:
     """
@@ -232,7 +235,7 @@ def output(self: Run, path: str | Path) -> Path:
     self.outputs[str(full.relative_to(out) if full.is_relative_to(out) else full)] = None
     return Path(path)
 
-# %% ../../nbs/core/02_provenance.ipynb #e58077f9
+# %% ../../nbs/core/02_provenance.ipynb #dac80358
 @patch
 def record(self: Run) -> dict:
     """
@@ -241,8 +244,8 @@ def record(self: Run) -> dict:
     Returns
     -------
     dict
-        The content of ``provenance.json``: id, workflow, parameters, seed, versions, commit, inputs, outputs, machine,
-        start and end (UTC) and CPU seconds.
+        The content of ``provenance.json``: id, workflow, parameters, seed, versions, commit, inputs,
+        outputs, machine, start and end (UTC) and CPU seconds.
     """
     keys = "id", "workflow", "parameters", "seed", "inputs", "outputs", "started"
     return {
@@ -254,7 +257,7 @@ def record(self: Run) -> dict:
         **_machine(),
     }
 
-# %% ../../nbs/core/02_provenance.ipynb #b5889ab0
+# %% ../../nbs/core/02_provenance.ipynb #4c9fbd1c
 @patch
 def save(self: Run) -> None:
     """
@@ -268,12 +271,11 @@ def save(self: Run) -> None:
         If they can't be written.
     """
     for name in self.outputs:
-        sha256(self.out / name)
         self.outputs[name] = _fingerprint(self.out / name)
     write_json(self.out / "results.json", self.results)
     write_json(self.out / "provenance.json", self.record())
 
-# %% ../../nbs/core/02_provenance.ipynb #dff95bd5
+# %% ../../nbs/core/02_provenance.ipynb #550bf6a5
 @patch(cls_method=True)
 def read(cls: Run, out: str | Path) -> "Run":
     """
@@ -295,7 +297,7 @@ def read(cls: Run, out: str | Path) -> "Run":
         If the folder holds no record or a damaged one.
     """
     record, results = (read_json(Path(out) / f"{name}.json") for name in ("provenance", "results"))
-    if not (isinstance(record, dict) and {"id", "parameters", "outputs"} <= set(record) and isinstance(results, dict)):
+    if not (isinstance(record, dict) and isinstance(results, dict) and "parameters" in record):
         raise InputError(f"{out} holds no record of a run: choose the output folder of a finished run.")
     run = cls.__new__(cls)
     vars(run).update(record, out=Path(out), results=results)
