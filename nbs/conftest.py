@@ -1,4 +1,4 @@
-"""Collect every chapter as one test: nbdev's own runner executes it in a fresh interpreter and honours its directives."""
+"""Collect every chapter as one test: nbdev runs it in a fresh interpreter and honours its directives."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def pytest_collect_file(parent, file_path):
 
 
 def is_chapter(path):
-    """Leave out drafts and helpers (`_...`), checkpoints (`....`), and workflows, which papermill runs into another folder."""
+    """Leave out drafts (`_`), checkpoints (`.`), and workflows, which papermill runs elsewhere."""
     return path.parts[0] != "workflows" and not any(part.startswith(("_", ".")) for part in path.parts)
 
 
@@ -52,7 +52,9 @@ class Chapter(pytest.Item):
             raise ChapterFailed(run.stderr)
 
     def repr_failure(self, excinfo):
-        return str(excinfo.value) if isinstance(excinfo.value, ChapterFailed) else super().repr_failure(excinfo)
+        return (
+            str(excinfo.value) if isinstance(excinfo.value, ChapterFailed) else super().repr_failure(excinfo)
+        )
 
     def reportinfo(self):
         return self.path, None, f"chapter {self.path.relative_to(ROOT)}"

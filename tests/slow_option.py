@@ -1,4 +1,4 @@
-"""Define `--slow` once; nbs/conftest.py and tests/conftest.py both load this file, so that it is there whichever folder is tested."""
+"""Define `--slow` once: nbs/conftest.py and tests/conftest.py both load this file."""
 
 import pytest
 
@@ -6,7 +6,11 @@ SLOW_LIMIT = 3600  # seconds that a single test may take with --slow
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run what is marked slow: tests, and notebook cells with `#| slow`")
+    parser.addoption(
+        "--slow",
+        action="store_true",
+        help="also run what is marked slow: tests, and notebook cells with `#| slow`",
+    )
 
 
 def pytest_configure(config):
