@@ -22,7 +22,7 @@ MEDIAN, PERCENTILE_90, LONGEST = 12, 30, 40  # lines of an exported cell
 WIDEST = 110  # characters of a line of code
 
 # numpydoc's names. No docstring; summary missing, without capital, without period, not in the imperative,
-# of more than one line; parameters not documented, unknown, in another order, without type; no Returns; no Yields
+# of more than one line; parameters not documented, unknown, out of order, without type; no Returns; no Yields
 CHECKS = {"GL08", "SS01", "SS02", "SS03", "SS05", "SS06", "PR01", "PR02", "PR03", "PR04", "RT01", "YD01"}
 
 
@@ -101,7 +101,7 @@ def overrides(name):
 
 
 def asked_of(name, thing):
-    """Return the checks that apply: a first line is enough without parameters or if a base class says more."""
+    """Return the checks that apply; a first line is enough without parameters, or below a base class."""
     if overrides(name):
         return CHECKS - {code for code in CHECKS if code[:2] in ("PR", "RT", "YD")}
     function = function_of(thing)
