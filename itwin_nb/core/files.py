@@ -98,6 +98,15 @@ def _concerns(error: OSError | None, temporary: Path) -> bool:
     return Path(os.fsdecode(error.filename)) == temporary
 
 # %% ../../nbs/core/01_files.ipynb #823979d7
+def _refusal(temporary: Path) -> OSError | None:
+    try:
+        with open(temporary, "ab") as file:
+            file.write(bytes(1 << 20))
+    except OSError as error:
+        return error
+    return None
+
+# %% ../../nbs/core/01_files.ipynb #2abb3242
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """
@@ -129,7 +138,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _to_disk(temporary)
         os.replace(temporary, path)
     except Exception as error:
-        if _concerns(cause := _system_error(error), temporary):
+        cause = _system_error(error) or _refusal(temporary)
+        if _concerns(cause, temporary):
             raise _cannot_write(path, cause) from error
         raise
     finally:
