@@ -6,7 +6,7 @@
 __all__ = ['DIMS', 'PLANES', 'as_links', 'plaquette_density', 'plaquette', 'link_trace', 'group_violation', 'scidac_checksum',
            'nersc_checksum', 'read_config', 'write_config']
 
-# %% ../../nbs/lattice/03_formats.ipynb #9d881f04
+# %% ../../nbs/lattice/03_formats.ipynb #7ed720f8
 import inspect
 import math
 import re
@@ -24,7 +24,7 @@ import xarray as xr
 from ..core.errors import InputError, UsageError
 from ..core.files import atomic_path
 
-# %% ../../nbs/lattice/03_formats.ipynb #28718ed4
+# %% ../../nbs/lattice/03_formats.ipynb #58519ddc
 DIMS = ("t", "z", "y", "x", "mu", "row", "col")
 
 
@@ -36,7 +36,7 @@ def _values(field: Any) -> np.ndarray:
         raise InputError(f"Links have the shape {u.shape}, but (t, z, y, x, 4, N, N), N = 2 or 3, is needed.")
     return u.astype(np.complex128, copy=False)
 
-# %% ../../nbs/lattice/03_formats.ipynb #a13da0c1
+# %% ../../nbs/lattice/03_formats.ipynb #be7ed734
 def as_links(field: np.ndarray | xr.DataArray, **header: Any) -> xr.DataArray:
     """
     Give an array of links its names.
@@ -60,7 +60,7 @@ def as_links(field: np.ndarray | xr.DataArray, **header: Any) -> xr.DataArray:
     """
     return xr.DataArray(_values(field), dims=DIMS, coords={"mu": list("xyzt")}, name="links", attrs=header)
 
-# %% ../../nbs/lattice/03_formats.ipynb #6aab48f4
+# %% ../../nbs/lattice/03_formats.ipynb #cd78db9f
 PLANES = ("xy", "xz", "yz", "xt", "yt", "zt")
 
 
@@ -72,7 +72,7 @@ def _loop(u: np.ndarray, mu: int, nu: int) -> np.ndarray:
     back = u[..., nu, :, :] @ ahead(mu, nu)
     return np.einsum("...ij,...ij->...", there, back.conj()).real / u.shape[-1]
 
-# %% ../../nbs/lattice/03_formats.ipynb #cf4277e5
+# %% ../../nbs/lattice/03_formats.ipynb #d2f275d0
 def plaquette_density(field: np.ndarray | xr.DataArray) -> xr.DataArray:
     """
     Measure the plaquette at every site and in every plane.
@@ -91,7 +91,7 @@ def plaquette_density(field: np.ndarray | xr.DataArray) -> xr.DataArray:
     loops = np.stack([_loop(u, *map("xyzt".index, plane)) for plane in PLANES])
     return xr.DataArray(loops, dims=("plane", *DIMS[:4]), coords={"plane": list(PLANES)}, name="plaquette")
 
-# %% ../../nbs/lattice/03_formats.ipynb #0c3a40bf
+# %% ../../nbs/lattice/03_formats.ipynb #00dacab2
 def plaquette(field: np.ndarray | xr.DataArray) -> float:
     """
     Average the plaquette over sites and planes.
@@ -108,7 +108,7 @@ def plaquette(field: np.ndarray | xr.DataArray) -> float:
     """
     return float(plaquette_density(field).mean())
 
-# %% ../../nbs/lattice/03_formats.ipynb #222f0016
+# %% ../../nbs/lattice/03_formats.ipynb #295bc566
 def link_trace(field: np.ndarray | xr.DataArray) -> float:
     """
     Average the trace of the links.
@@ -127,14 +127,14 @@ def link_trace(field: np.ndarray | xr.DataArray) -> float:
     u = _values(field)
     return float(np.einsum("...ii->...", u).real.mean() / u.shape[-1])
 
-# %% ../../nbs/lattice/03_formats.ipynb #2d9ed778
+# %% ../../nbs/lattice/03_formats.ipynb #a0d750f1
 def _last_row(rows: np.ndarray) -> np.ndarray:
     if rows.shape[-1] == 2:
         a = rows[..., 0, :].conj()
         return np.stack([-a[..., 1], a[..., 0]], axis=-1)
     return np.cross(rows[..., 0, :], rows[..., 1, :]).conj()
 
-# %% ../../nbs/lattice/03_formats.ipynb #4a543372
+# %% ../../nbs/lattice/03_formats.ipynb #81ad5fa3
 def group_violation(field: np.ndarray | xr.DataArray) -> float:
     """
     Measure how far the links are from SU(N).
@@ -158,7 +158,7 @@ def group_violation(field: np.ndarray | xr.DataArray) -> float:
         worst = np.maximum(worst, np.maximum(unitary, np.abs(slice_[..., -1, :] - _last_row(slice_)).max()))
     return float(worst)
 
-# %% ../../nbs/lattice/03_formats.ipynb #98164c79
+# %% ../../nbs/lattice/03_formats.ipynb #546ba4f0
 _LIME = struct.Struct(">IHHQ128s")
 _MAGIC, _BEGIN, _END = 0x456789AB, 0x8000, 0x4000
 
@@ -167,7 +167,7 @@ def _lime_record(name: str, data: bytes, flags: int = 0) -> bytes:
     head = _LIME.pack(_MAGIC, 1, flags, len(data), name.encode())
     return head + data + bytes(-len(data) % 8)
 
-# %% ../../nbs/lattice/03_formats.ipynb #def44b48
+# %% ../../nbs/lattice/03_formats.ipynb #5bbe2c4e
 def _lime_records(data: bytes) -> list[tuple[str, memoryview]]:
     records, at, flags = [], 0, 0
     while at < len(data):
@@ -186,7 +186,7 @@ def _lime_records(data: bytes) -> list[tuple[str, memoryview]]:
         raise InputError("the file is truncated: its last LIME message has no end")
     return records
 
-# %% ../../nbs/lattice/03_formats.ipynb #1127c4b9
+# %% ../../nbs/lattice/03_formats.ipynb #b2aefcd1
 def scidac_checksum(data: bytes | memoryview, sites: int) -> tuple[str, str]:
     """
     Compute SciDAC's checksum of a binary record.
@@ -218,7 +218,7 @@ def scidac_checksum(data: bytes | memoryview, sites: int) -> tuple[str, str]:
 
     return combine(29), combine(31)
 
-# %% ../../nbs/lattice/03_formats.ipynb #9fd74aa3
+# %% ../../nbs/lattice/03_formats.ipynb #65594c18
 def _xml(name: str, records: dict[str, memoryview]) -> dict[str, str]:
     text = bytes(records.get(name, b"")).strip(b"\0 \r\n\t")
     if not text:
@@ -229,13 +229,13 @@ def _xml(name: str, records: dict[str, memoryview]) -> dict[str, str]:
         raise InputError(f"the XML of the record {name!r} is damaged ({error})") from None
     return {e.tag.rsplit("}")[-1]: (e.text or "").strip() for e in tree.iter()}
 
-# %% ../../nbs/lattice/03_formats.ipynb #5d581d8c
+# %% ../../nbs/lattice/03_formats.ipynb #c2513942
 def _natural(text: str | None, what: str) -> int:
     if not re.fullmatch(r"0*[1-9]\d{0,8}", text or ""):
         raise InputError(f"the header's {what} is {text!r}, but a positive whole number is needed")
     return int(text)
 
-# %% ../../nbs/lattice/03_formats.ipynb #cec82d8b
+# %% ../../nbs/lattice/03_formats.ipynb #8c32d2b9
 @dataclass(frozen=True)
 class _Layout:
     shape: tuple[int, ...]
@@ -250,7 +250,7 @@ class _Layout:
         if size != expected:
             raise InputError(f"the binary data have {size} bytes, but {self} have {expected}")
 
-# %% ../../nbs/lattice/03_formats.ipynb #1ca002ba
+# %% ../../nbs/lattice/03_formats.ipynb #72b6f335
 def _ildg_layout(ildg: dict[str, str]) -> _Layout:
     group = re.fullmatch(r"su([23])gauge", ildg.get("field", ""))
     if not group:
@@ -260,7 +260,7 @@ def _ildg_layout(ildg: dict[str, str]) -> _Layout:
     shape = tuple(_natural(ildg.get(f"l{axis}"), f"l{axis}") for axis in "tzyx")
     return _Layout(shape, int(group[1]), int(ildg["precision"]))
 
-# %% ../../nbs/lattice/03_formats.ipynb #0c0e69be
+# %% ../../nbs/lattice/03_formats.ipynb #4471fcd9
 def _scidac_layout(file: dict[str, str], record: dict[str, str]) -> _Layout:
     dims = file.get("dims", "").split()
     bits = {"F": 32, "D": 64}.get(record.get("precision", ""))
@@ -268,7 +268,7 @@ def _scidac_layout(file: dict[str, str], record: dict[str, str]) -> _Layout:
         raise InputError("the SciDAC records do not describe SU(2) or SU(3) links in four dimensions")
     return _Layout(tuple(_natural(n, "dims") for n in dims[::-1]), int(record["colors"]), bits)
 
-# %% ../../nbs/lattice/03_formats.ipynb #a9aeadf1
+# %% ../../nbs/lattice/03_formats.ipynb #8f1f7d8c
 def _guess_layout(size: int, shape: Sequence[int] | None) -> _Layout:
     for n, bits in ((3, 64), (3, 32), (2, 64), (2, 32)):
         volume = size / (n * n * bits)
@@ -281,7 +281,7 @@ def _guess_layout(size: int, shape: Sequence[int] | None) -> _Layout:
         raise InputError(f"the {size} bytes of binary data are no links of {shape=} (t, z, y, x)")
     raise InputError(f"the file gives no lattice and {size} bytes fit no hypercube: pass shape=(t, z, y, x)")
 
-# %% ../../nbs/lattice/03_formats.ipynb #52a82bf3
+# %% ../../nbs/lattice/03_formats.ipynb #04f8bf30
 @dataclass(frozen=True)
 class _Decoded:
     links: np.ndarray
@@ -290,7 +290,7 @@ class _Decoded:
     plaquette: str | None = None
     link_trace: str | None = None
 
-# %% ../../nbs/lattice/03_formats.ipynb #76058201
+# %% ../../nbs/lattice/03_formats.ipynb #41d1ba21
 def _binary(records: list[tuple[str, memoryview]]) -> memoryview:
     found = [data for name, data in records if name in ("ildg-binary-data", "scidac-binary-data")]
     if len(found) != 1:
@@ -308,7 +308,7 @@ def _lime_layout(names: dict[str, memoryview], size: int, shape: Sequence[int] |
         return said[0], "length"
     return _guess_layout(size, shape), "length for the given shape" if shape else "length, hypercube assumed"
 
-# %% ../../nbs/lattice/03_formats.ipynb #36c2c7a6
+# %% ../../nbs/lattice/03_formats.ipynb #db733abe
 def _decode_ildg(data: bytes, shape: Sequence[int] | None) -> _Decoded:
     records = _lime_records(data)
     names, binary = dict(records), _binary(records)
@@ -331,7 +331,7 @@ def _compare_sums(sums: dict[str, str], computed: tuple[str, str]) -> None:
         ours, theirs = "/".join(computed), "/".join(said)
         raise InputError(f"the SciDAC checksum of the links is {ours}, but the file says {theirs}")
 
-# %% ../../nbs/lattice/03_formats.ipynb #b4097660
+# %% ../../nbs/lattice/03_formats.ipynb #2a621ed8
 def _nersc_header(data: bytes) -> tuple[dict[str, str], memoryview]:
     end = re.search(rb"^END_HEADER[ \r]*\n", data[:65536], re.MULTILINE)
     if not end:
@@ -340,7 +340,7 @@ def _nersc_header(data: bytes) -> tuple[dict[str, str], memoryview]:
     header = dict(map(str.strip, line.split("=", 1)) for line in lines if "=" in line)
     return header, memoryview(data)[end.end() :]
 
-# %% ../../nbs/lattice/03_formats.ipynb #3b164e24
+# %% ../../nbs/lattice/03_formats.ipynb #c5b15633
 def _nersc_layout(header: dict[str, str]) -> tuple[_Layout, int, str]:
     datatype, floats = header.get("DATATYPE", ""), header.get("FLOATING_POINT", "")
     kind = re.fullmatch(r"4D_SU([23])_GAUGE(?:_\1x\1)?", datatype, re.IGNORECASE)
@@ -354,7 +354,7 @@ def _nersc_layout(header: dict[str, str]) -> tuple[_Layout, int, str]:
     rows = n if kind[0].lower().endswith(f"{n}x{n}") else n - 1
     return _Layout(shape, n, int(number[1])), rows, "<" if number[2] == "LITTLE" else ">"
 
-# %% ../../nbs/lattice/03_formats.ipynb #2af6cf58
+# %% ../../nbs/lattice/03_formats.ipynb #95a65829
 def nersc_checksum(data: bytes | memoryview, order: str = ">") -> str:
     """
     Compute the checksum of a NERSC file's binary part.
@@ -373,7 +373,7 @@ def nersc_checksum(data: bytes | memoryview, order: str = ">") -> str:
     """
     return f"{int(np.frombuffer(data, f'{order}u4').sum(dtype=np.uint64)) & 0xFFFFFFFF:08x}"
 
-# %% ../../nbs/lattice/03_formats.ipynb #ff539758
+# %% ../../nbs/lattice/03_formats.ipynb #52be266c
 def _decode_nersc(data: bytes, shape: Sequence[int] | None) -> _Decoded:
     header, binary = _nersc_header(data)
     layout, rows, order = _nersc_layout(header)
@@ -388,7 +388,7 @@ def _decode_nersc(data: bytes, shape: Sequence[int] | None) -> _Decoded:
     averages = header.get("PLAQUETTE"), header.get("LINK_TRACE")
     return _Decoded(links, {"precision": layout.bits, **header}, ["length", "NERSC checksum"], *averages)
 
-# %% ../../nbs/lattice/03_formats.ipynb #11092c1c
+# %% ../../nbs/lattice/03_formats.ipynb #15e1cf37
 _XML = '<?xml version="1.0" encoding="UTF-8"?>'
 
 
@@ -411,7 +411,7 @@ def _ildg_xml(layout: _Layout) -> dict[str, str]:
         "ildg-format": f"{_XML}<ildgFormat {schema}>{ildg}</ildgFormat>",
     }
 
-# %% ../../nbs/lattice/03_formats.ipynb #5cb61fe5
+# %% ../../nbs/lattice/03_formats.ipynb #187949c3
 def _encode_ildg(u: np.ndarray, precision: int = 64, lfn: str = "") -> list[bytes]:
     layout = _Layout(u.shape[:4], u.shape[-1], precision)
     binary = u.astype(f">c{precision // 4}").tobytes()
@@ -428,7 +428,7 @@ def _encode_ildg(u: np.ndarray, precision: int = 64, lfn: str = "") -> list[byte
         pieces.append(_lime_record("ildg-data-lfn", lfn.encode()))
     return [*pieces, _lime_record("scidac-checksum", sums.encode() + b"\0", _END)]
 
-# %% ../../nbs/lattice/03_formats.ipynb #c5d1d5f9
+# %% ../../nbs/lattice/03_formats.ipynb #f1cd2980
 def _encode_nersc(
     u: np.ndarray, precision: int = 64, rows: int | None = None, byteorder: str = "big"
 ) -> list[bytes]:
@@ -454,7 +454,7 @@ def _encode_nersc(
     text = "".join(f"{key} = {value}\n" for key, value in lines.items())
     return [f"BEGIN_HEADER\n{text}END_HEADER\n".encode(), binary]
 
-# %% ../../nbs/lattice/03_formats.ipynb #ba7013b0
+# %% ../../nbs/lattice/03_formats.ipynb #9f2630c0
 @dataclass(frozen=True)
 class _Format:
     start: bytes
@@ -477,7 +477,7 @@ def _detect(data: bytes) -> str:
     known = ", ".join(name.upper() for name in _FORMATS)
     raise InputError(f"the file is not in a known format ({known}): its first bytes are {data[:8].hex(' ')}")
 
-# %% ../../nbs/lattice/03_formats.ipynb #a770d395
+# %% ../../nbs/lattice/03_formats.ipynb #4ca9f1a3
 def _check_average(name: str, measured: float, said: str, tolerance: float) -> None:
     number = re.fullmatch(r"[+-]?\d*\.?(\d*)(?:[eE]([+-]?\d{1,2}))?", said)
     try:
@@ -490,7 +490,7 @@ def _check_average(name: str, measured: float, said: str, tolerance: float) -> N
     if difference > max(min(rounding, 1e-3), tolerance / 10):
         raise InputError(f"the {name} of the links is {measured:.10g}, but the header says {said}")
 
-# %% ../../nbs/lattice/03_formats.ipynb #02f34076
+# %% ../../nbs/lattice/03_formats.ipynb #31ae6cd4
 def _check_links(found: _Decoded, tolerance: float) -> tuple[xr.DataArray, list[str]]:
     links = as_links(found.links)
     if wrong := np.size(links) - np.isfinite(links.values).sum():
@@ -507,7 +507,7 @@ def _check_links(found: _Decoded, tolerance: float) -> tuple[xr.DataArray, list[
             _check_average(checks[-1], links.attrs[name], said, tolerance)
     return links, checks
 
-# %% ../../nbs/lattice/03_formats.ipynb #ce3538da
+# %% ../../nbs/lattice/03_formats.ipynb #91f28797
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -518,7 +518,7 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise InputError(f"the file cannot be read ({error.strerror})") from None
 
-# %% ../../nbs/lattice/03_formats.ipynb #74063a11
+# %% ../../nbs/lattice/03_formats.ipynb #8bfb5683
 def read_config(
     path: str | Path, shape: Sequence[int] | None = None, tolerance: float = 1e-5
 ) -> xr.DataArray:
@@ -567,7 +567,7 @@ def _check_shape(found: tuple[int, ...], wanted: Sequence[int] | None) -> None:
     if wanted is not None and found != tuple(wanted):
         raise InputError(f"the file's shape (t, z, y, x) is {found}, but shape={tuple(wanted)} was asked for")
 
-# %% ../../nbs/lattice/03_formats.ipynb #829b6bbc
+# %% ../../nbs/lattice/03_formats.ipynb #4f173b85
 def write_config(
     field: np.ndarray | xr.DataArray, path: str | Path, format: str = "ildg", **options: Any
 ) -> Path:
@@ -610,7 +610,7 @@ def write_config(
         file.writelines(pieces)
     return path
 
-# %% ../../nbs/lattice/03_formats.ipynb #c6e64781
+# %% ../../nbs/lattice/03_formats.ipynb #49697ed5
 def _check_options(format: str, options: dict[str, Any]) -> None:
     if format not in _FORMATS:
         raise UsageError(f"The format {format!r} is not known, use one of {', '.join(_FORMATS)}.")
