@@ -1,0 +1,53 @@
+"""What the tests in a browser share: headless Chromium, which never leaves this machine."""
+
+import re
+import shutil
+
+import pytest
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+ELSEWHERE = re.compile(r"^(?!file:|data:|blob:|about:|(http|ws)s?://(localhost|127\.0\.0\.1)[:/])")
+
+
+class Watch:
+    """Keep what goes wrong in a page: requests to other hosts (which are refused), failed requests, errors."""
+
+    def __init__(self, page):
+        self.problems = []
+        page.route(ELSEWHERE, lambda route: route.abort())
+        page.on("requestfailed", lambda request: self.note(f"failed: {request.url}"))
+        page.on("response", lambda response: response.status < 400 or self.note(f"{response.status}: {response.url}"))
+        page.on("pageerror", lambda error: self.note(f"uncaught: {error}"))
+        page.on("console", lambda message: message.type != "error" or self.note(f"console: {message.text}"))
+
+    def note(self, problem):
+        self.problems.append(problem)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("Chromium isn't installed: apt-get install chromium (tests/run does it where it may)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1400, "height": 950})
+    page.watch = Watch(page)
+    yield page
+    page.close()

@@ -1,0 +1,224 @@
+"""Build the docs as a reader of the repository does, open them from the disk in Chromium and follow every link."""
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "nbs" / "_docs" / "build.py"
+FORMULAS_READY = "window.MathJax === undefined || MathJax.startup.promise.then(() => true)"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """Build the site once, whatever the number of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            command = [sys.executable, BUILD, "--out", folder]
+            built = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            assert built.returncode == 0, built.stdout
+    return folder
+
+
+def pages(site):
+    """List the pages; the theme leaves templates in _static."""
+    return sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
+
+
+def show(page, path, anchor=""):
+    page.goto(path.as_uri() + anchor)
+    page.wait_for_function(FORMULAS_READY)
+
+
+class Links(HTMLParser):
+    """Collect what a page refers to and what can be referred to in it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.targets, self.anchors = [], {""}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.targets += [attributes[name] for name in ("href", "src") if attributes.get(name)]
+        self.anchors.update(attributes[name] for name in ("id", "name") if attributes.get(name))
+
+
+def is_well_formed(url):
+    return url.scheme in ("http", "https") and re.fullmatch(r"[\w-]+(\.[\w-]+)+", url.netloc) and " " not in url.geturl()
+
+
+def wrong_links(page, links):
+    """Yield every link of a page that leads nowhere, and every malformed one."""
+    for target in links[page].targets:
+        url = urlsplit(target)
+        if url.scheme in ("data", "mailto"):
+            continue
+        if url.scheme or url.netloc:
+            if not is_well_formed(url):
+                yield f"{page}: {target} is malformed"
+            continue
+        file = (page.parent / unquote(url.path)).resolve() if url.path else page
+        if not file.is_file():
+            yield f"{page}: {target} has no file"
+        elif file in links and unquote(url.fragment) not in links[file].anchors:
+            yield f"{page}: {target} has no anchor"
+
+
+def test_every_link_leads_somewhere(site):
+    links = {page: Links(page) for page in pages(site)}
+    assert sum(len(page.targets) for page in links.values()) > 1000
+    assert not [wrong for page in links for wrong in wrong_links(page, links)]
+
+
+def test_a_wrong_link_is_found(tmp_path):
+    page, other = tmp_path / "page.html", tmp_path / "other.html"
+    page.write_text("<a href='other.html#here'></a><a href='other.html#there'></a><a href='none.html'></a><img src='http:/x'>")
+    other.write_text("<p id='here'>")
+    wrong = list(wrong_links(page, {path: Links(path) for path in (page, other)}))
+    assert [line.split()[1] for line in wrong] == ["other.html#there", "none.html", "http:/x"]
+
+
+def test_a_request_to_another_host_is_noticed(page):
+    page.set_content("<img src='https://cdn.example.org/x.png'><script>nothing()</script>")
+    assert any("cdn.example.org" in problem for problem in page.watch.problems)
+    assert any("nothing is not defined" in problem for problem in page.watch.problems)
+
+
+def test_every_page_opens_without_network(site, page):
+    """Errors, failed requests, requests to other hosts and formulas that MathJax can't read."""
+    problems = {}
+    for path in pages(site):
+        page.watch.problems.clear()
+        show(page, path)
+        unread = page.locator("mjx-merror, [data-mjx-error]").count()
+        if page.watch.problems or unread:
+            problems[path.relative_to(site).as_posix()] = [*page.watch.problems, f"{unread} formulas can't be read"]
+    assert not problems
+
+
+def test_api_of_a_twin_is_found_from_home(site, page):
+    show(page, site / "index.html")
+    page.get_by_role("navigation", name="Main").get_by_role("link", name="API", exact=True).click()
+    page.locator("article").get_by_role("link", name="itwin_nb.lattice", exact=True).click()
+    page.locator("article").get_by_role("link", name="formats", exact=True).click()
+    signature = page.locator("[id='itwin_nb.lattice.formats.read_config']")
+    assert "path" in signature.inner_text()
+    description = signature.locator("xpath=following-sibling::dd[1]").inner_text()
+    assert "Parameters" in description and "Returns" in description and "Raises" in description
+    signature.get_by_role("link", name="[source]").click()
+    assert "def read_config(" in page.locator("article").inner_text()
+
+
+def test_methods_added_by_patch_have_docs_and_source(site):
+    page = (site / "api" / "itwin_nb.lattice.actions.html").read_text()
+    assert re.search(r'href="[^"]*_modules/itwin_nb/lattice/actions\.html#Phi4\.force"', page)
+
+
+def test_formulas_are_rendered_and_numbered(site, page):
+    show(page, site / "lattice" / "01_actions.html")
+    shapes = [box.bounding_box() for box in page.locator("article mjx-container svg").all()]
+    assert len(shapes) > 10
+    assert all(shape["width"] > 1 and shape["height"] > 1 for shape in shapes)
+    numbers = page.locator("article .eqno").all_inner_texts()
+    assert [number.strip("#\n ") for number in numbers] == [f"({n})" for n in range(1, len(numbers) + 1)] != []
+
+
+def test_plots_are_shown(site, page):
+    show(page, site / "lattice" / "04_flows.html")
+    plots = page.locator("article .cell_output img")
+    assert plots.count() > 0
+    assert all(plot.evaluate("image => image.complete && image.naturalWidth > 100") for plot in plots.all())
+
+
+def test_search_finds_a_word(site, page):
+    show(page, site / "index.html")
+    page.get_by_role("button", name="Search").first.click()
+    page.get_by_role("dialog").get_by_role("searchbox").fill("trajectory")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search.html?q=trajectory*")
+    hit = page.locator("#search-results li a").first
+    hit.click()
+    page.wait_for_url(lambda url: "search.html" not in url)
+    assert "trajectory" in page.locator("article").inner_text().lower()
+    assert not page.watch.problems
+
+
+def test_citation_leads_to_the_literature(site, page):
+    show(page, site / "lattice" / "01_actions.html")
+    page.locator("article a[href*='literature.html#']").first.click()
+    entry = page.locator(page.evaluate("location.hash"))
+    assert entry.is_visible() and "arXiv" in entry.inner_text()
+
+
+def test_names_in_chapters_lead_to_the_api_and_back(site, page):
+    show(page, site / "lattice" / "01_actions.html")
+    page.locator("p.chapter a[href*='api/']").click()
+    assert page.locator("article h1").inner_text().startswith("itwin_nb.lattice.actions")
+    page.locator("article").get_by_role("link", name="Actions", exact=True).first.click()
+    assert page.url.endswith("lattice/01_actions.html")
+
+
+def test_directives_of_nbdev_do_not_show(site, page):
+    for path in pages(site):
+        text = re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8"))
+        assert not re.search(r"^#\s*\|\s*(export|hide|default_exp|eval|echo|slow)", text, re.MULTILINE), path
+
+
+# --- what staging does to a notebook ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def staged(tmp_path, monkeypatch):
+    """Return a function that stages a notebook made of (type, source, tags) and gives the cells of its page."""
+    import nbformat
+
+    monkeypatch.syspath_prepend(BUILD.parent)
+    import stage
+
+    def stage_cells(*cells, room="workflows"):
+        path = tmp_path / "nbs" / room / "00_one.ipynb"
+        path.parent.mkdir(parents=True)
+        make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}
+        notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+        notebook.cells = [make[kind](source, metadata={"tags": tags}) for kind, source, tags in cells]
+        nbformat.write(notebook, path)
+        return stage.chapter(path, tmp_path / "nbs", "https://example.org/repo")["cells"]
+
+    return stage_cells
+
+
+def test_hidden_cells_are_dropped_and_directives_stripped(staged):
+    cells = staged(
+        ("markdown", "# One", []),
+        ("code", "#| default_exp lattice.one", []),
+        ("code", "#| export\ndef f():\n    return 1", []),
+        ("code", "#| hide\nimport nbdev; nbdev.nbdev_export()", []),
+        ("code", "#| echo: false\nf()", []),
+        room="lattice",
+    )
+    assert [cell["source"] for cell in cells][2:] == ["def f():\n    return 1", "f()"]
+    assert [cell["metadata"]["tags"] for cell in cells[2:]] == [["export"], ["remove-input"]]
+    assert "{py:mod}`itwin_nb.lattice.one`" in cells[1]["source"]
+
+
+def test_imports_fold_into_one_cell(staged):
+    cells = staged(("markdown", "# One", []), ("code", "#| export\nimport os", []), ("code", "import sys", []), room="core")
+    assert len(cells) == 3 and "hide-input" in cells[2]["metadata"]["tags"]
+    assert "import os" in cells[2]["source"] and "import sys" in cells[2]["source"]
+
+
+def test_parameters_become_a_table(staged):
+    cells = staged(("markdown", "# One", []), ("code", "size: int = 8  # sites per side", ["parameters"]))
+    assert "| `size` | int | `8` | sites per side |" in cells[2]["source"]
+    assert "itwin run 00_one" in cells[1]["source"]
