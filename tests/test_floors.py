@@ -106,10 +106,10 @@ def test_checker_tells_right_from_wrong(tmp_path, module, statement, is_violatio
 
 IMPORT_CORE = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()  # of the processor, since tests run beside each other
 import itwin_nb.core
 from itwin_nb.core import errors, files, plots, provenance
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(seconds, *{"torch", "dask", "distributed", "matplotlib"}.intersection(sys.modules))
 """
 
