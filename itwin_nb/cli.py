@@ -41,11 +41,16 @@ def _remember_debug(context: click.Context, option: click.Parameter, value: bool
 
 # %% ../nbs/cli.ipynb #ea19ec9a
 _debug = click.option(
-    "--debug", is_flag=True, is_eager=True, expose_value=False, callback=_remember_debug, help="Show the traceback of an error."
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_remember_debug,
+    help="Show the traceback of an error.",
 )
 
 # %% ../nbs/cli.ipynb #db90ae76
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="itwin %(version)s")
 @_debug
 @click.pass_context
@@ -80,7 +85,8 @@ def list_workflows(name: str | None) -> None:
 
 # %% ../nbs/cli.ipynb #3794abdc
 def _shown(item: Mapping[str, Any]) -> str:
-    value, error = (float(x) if x in ("NaN", "Infinity", "-Infinity") else x for x in (item["value"], item["error"]))
+    special = ("NaN", "Infinity", "-Infinity")
+    value, error = (float(x) if x in special else x for x in (item["value"], item["error"]))
     text = format_value(value, error)
     return text if len(text) < 60 else text[:57] + "..."
 
@@ -104,14 +110,14 @@ def _quiet() -> None:
 # %% ../nbs/cli.ipynb #b1d9e953
 @cli.command(short_help="Run a workflow.")
 @click.argument("name")
-@click.option("-p", "--parameter", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter.")
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter.")
 @click.option("--on", default="local", show_default=True, metavar="PLACE", help="Where to run.")
-@click.option("--out", metavar="DIR", help="Folder for all that the job makes.  [default: runs/NAME/001, ...]")
+@click.option("--out", metavar="DIR", help="Folder for what the job makes.  [default: runs/NAME/001, ...]")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run: that in --out, or the last one.")
-@click.option("--progress/--no-progress", default=True, show_default=True, help="Show the progress on stderr.")
+@click.option("--progress/--no-progress", default=True, help="Show the progress on stderr.")
 @_debug
 def run(name: str, parameters: tuple, on: str, out: str | None, resume: bool, progress: bool) -> None:
-    """Run the workflow NAME, or the notebook NAME.ipynb; `itwin list` shows the workflows and their parameters."""
+    """Run the workflow NAME, or the notebook NAME.ipynb; `itwin list` shows what they ask for."""
     _quiet()
     _gentle_signals()
     folder = choose_folder(find_workflow(name), out, resume)
@@ -133,8 +139,11 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 # %% ../nbs/cli.ipynb #a310065c
-@cli.command(short_help="Open the notebooks in JupyterLab.", context_settings={"ignore_unknown_options": True})
-@click.option("--folder", default="itwin-notebooks", show_default=True, metavar="DIR", help="Where the copies lie.")
+_PASS_ON = {"ignore_unknown_options": True}
+
+# %% ../nbs/cli.ipynb #a4311018
+@cli.command(short_help="Open the notebooks in JupyterLab.", context_settings=_PASS_ON)
+@click.option("--folder", default="itwin-notebooks", show_default=True, help="Where the copies lie.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @_debug
 def lab(folder: str, options: tuple[str, ...]) -> None:
@@ -149,7 +158,7 @@ class Finding:
     """
     Say whether one thing is as it should be.
 
-    Attributes
+    Parameters
     ----------
     state : str
         ``"ok"``, ``"bad"`` (it's needed), or ``"no"`` (it's optional).
@@ -175,7 +184,8 @@ def _requirement(text: str) -> Finding | None:
     except metadata.PackageNotFoundError:
         return Finding("bad", f"{wanted.name} isn't installed", f"pip install '{wanted}'")
     if not wanted.specifier.contains(found, prereleases=True):
-        return Finding("bad", f"{wanted.name} {found}, but {wanted.specifier} is needed", f"pip install '{wanted}'")
+        what = f"{wanted.name} {found}, but {wanted.specifier} is needed"
+        return Finding("bad", what, f"pip install '{wanted}'")
     return Finding("ok", f"{wanted.name} {found}")
 
 # %% ../nbs/cli.ipynb #7a37795d
@@ -184,7 +194,8 @@ def _python() -> Finding:
 
     needed, here = metadata.metadata("itwin_nb")["Requires-Python"], sys.version.split()[0]
     if not SpecifierSet(needed).contains(here, prereleases=True):
-        return Finding("bad", f"Python {here}, but {needed} is needed", "make a virtual environment with a newer Python")
+        advice = "make a virtual environment with a newer Python"
+        return Finding("bad", f"Python {here}, but {needed} is needed", advice)
     return Finding("ok", f"Python {here} ({sys.executable})")
 
 # %% ../nbs/cli.ipynb #169636c9
@@ -200,16 +211,17 @@ def _machine() -> Iterator[Finding]:
 
 # %% ../nbs/cli.ipynb #fb1815d7
 def _enough(what: str, have: float, need: float, advice: str) -> Finding:
-    return Finding("ok", f"{what}: {have:.1f} GiB") if have >= need else Finding("no", f"{what}: {have:.1f} GiB", advice)
+    found = f"{what}: {have:.1f} GiB"
+    return Finding("ok", found) if have >= need else Finding("no", found, advice)
 
 # %% ../nbs/cli.ipynb #7af4525a
 def _programs() -> Iterator[Finding]:
     known = {
-        "SLURM": (("sbatch",), "needed only to submit jobs; log in to a cluster that has it"),
-        "Chromium": (("chromium", "chromium-browser", "google-chrome"), "needed only by tests; apt-get install chromium"),
+        "SLURM": ("sbatch", "needed only to submit jobs; log in to a cluster that has it"),
+        "Chromium": ("chromium chromium-browser google-chrome", "needed by tests only; apt install chromium"),
     }
     for name, (commands, advice) in known.items():
-        path = next(filter(None, map(shutil.which, commands)), None)
+        path = next(filter(None, map(shutil.which, commands.split())), None)
         yield Finding("ok", f"{name} ({path})") if path else Finding("no", f"{name} isn't here", advice)
 
 # %% ../nbs/cli.ipynb #efc47616
@@ -218,7 +230,8 @@ def _gpu() -> Finding:
 
     if torch.cuda.is_available():
         return Finding("ok", f"GPU: {torch.cuda.get_device_name()}")
-    return Finding("no", "no GPU that torch can use", "jobs run on CPU; for a GPU, install its driver and a torch built for it")
+    advice = "jobs run on the CPU; for a GPU, install its driver and a torch that was built for it"
+    return Finding("no", "no GPU that torch can use", advice)
 
 # %% ../nbs/cli.ipynb #3323b12a
 def _extras() -> Iterator[Finding]:
@@ -227,17 +240,20 @@ def _extras() -> Iterator[Finding]:
         missing[extra] = [name for line in lines if (name := _missing(line, extra))]
     for extra, names in missing.items():
         advice = f"pip install -c constraints.txt -e '.[{extra}]' in the folder of itwin_nb"
-        yield Finding("no", f"extra {extra} lacks {', '.join(names)}", advice) if names else Finding("ok", f"extra {extra}")
+        lacks = Finding("no", f"extra {extra} lacks {', '.join(names)}", advice)
+        yield lacks if names else Finding("ok", f"extra {extra}")
 
 # %% ../nbs/cli.ipynb #e1002553
 def _missing(line: str, extra: str) -> str | None:
     from packaging.requirements import Requirement
 
     wanted = Requirement(line)
-    if not wanted.marker or wanted.marker.evaluate({"extra": ""}) or not wanted.marker.evaluate({"extra": extra}):
+    asked = [bool(wanted.marker) and wanted.marker.evaluate({"extra": name}) for name in ("", extra)]
+    if asked != [False, True]:
         return None
     try:
-        return None if wanted.specifier.contains(metadata.version(wanted.name), prereleases=True) else wanted.name
+        found = metadata.version(wanted.name)
+        return None if wanted.specifier.contains(found, prereleases=True) else wanted.name
     except metadata.PackageNotFoundError:
         return wanted.name
 
@@ -271,7 +287,7 @@ def doctor() -> None:
         click.echo(f"{finding.state:3}  {finding.what}" + (f": {finding.advice}" if finding.advice else ""))
         bad += finding.state == "bad"
     if bad:
-        raise ItwinError(f"{bad} of the things that itwin needs are missing or too old: do what the lines marked `bad` say.")
+        raise ItwinError(f"{bad} needed things are missing or too old: do what the lines marked `bad` say.")
 
 # %% ../nbs/cli.ipynb #420ac96f
 def _usage(error: click.ClickException) -> str:
@@ -297,7 +313,8 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return str(error) or "Stopped.", 130
     if isinstance(error, OSError):
         return _broken(error)
-    return f"This is a fault in itwin_nb ({type(error).__name__}: {error}): please report it with what --debug shows.", 1
+    what = f"{type(error).__name__}: {error}"
+    return f"This is a fault in itwin_nb ({what}): please report it with what --debug shows.", 1
 
 # %% ../nbs/cli.ipynb #ff090de8
 def _invoke(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from ..core.files import atomic_path, make_folder, plain, read_json, write_json
 
 if TYPE_CHECKING:
     from dask.distributed import Client
+
+    from itwin_nb.compute.engine import Report, Stop
 
 # %% ../../nbs/compute/02_run.ipynb #2096d754
 PARAMETERS, RESULTS = "parameters.json", "results.json"
@@ -45,7 +47,7 @@ def _next_folder(base: Path) -> Path:
 # %% ../../nbs/compute/02_run.ipynb #65e9200d
 def _last_folder(base: Path) -> Path:
     if not (numbers := _numbered(base)):
-        raise UsageError(f"There is no run in {base} to resume: run without --resume, or name the folder with --out.")
+        raise UsageError(f"There is no run in {base} to resume: name the folder with --out, or start anew.")
     return base / f"{numbers[-1]:03d}"
 
 # %% ../../nbs/compute/02_run.ipynb #c8265b87
@@ -65,7 +67,7 @@ def choose_folder(workflow: Workflow, out: str | Path | None = None, resume: boo
     Returns
     -------
     Path
-        The wanted folder; otherwise the last one under ``runs/NAME`` in the current folder, or a new one there.
+        The wanted folder; otherwise a new one under ``runs/NAME`` here, or the last one there.
 
     Raises
     ------
@@ -84,9 +86,11 @@ def _is_empty(folder: Path) -> bool:
     except FileNotFoundError:
         return True
     except NotADirectoryError as error:
-        raise OutputError(f"Cannot write to {folder}: it's a file, or lies under one; choose a folder.") from error
+        sentence = f"Cannot write to {folder}: it's a file, or lies under one; choose a folder."
+        raise OutputError(sentence) from error
     except OSError as error:
-        raise OutputError(f"Cannot use {folder}: {error.strerror.lower()}; choose a folder of your own.") from error
+        reason = error.strerror.lower()
+        raise OutputError(f"Cannot use {folder}: {reason}; choose a folder of your own.") from error
 
 # %% ../../nbs/compute/02_run.ipynb #edfe10d7
 def _refuse_used(folder: Path) -> None:
@@ -102,22 +106,25 @@ def _recorded(workflow: Workflow, folder: Path) -> dict[str, Any]:
         raise UsageError(f"The folder {folder} holds no run to resume: choose the right one with --out.")
     record = read_json(folder / PARAMETERS)
     if not isinstance(record, dict) or record.get("workflow") != workflow.name:
-        raise UsageError(f"The folder {folder} holds a run of another workflow than {workflow.name}: choose another one with --out.")
+        name = workflow.name
+        raise UsageError(f"The folder {folder} holds no run of {name}: choose the right one with --out.")
     return record.get("parameters", {})
 
 # %% ../../nbs/compute/02_run.ipynb #a238e5d8
 def _same(recorded: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    different = [name for name in {**recorded, **values} if recorded.get(name) != values.get(name)]
+    pairs = {name: (recorded.get(name), values.get(name)) for name in {**recorded, **values}}
+    different = [f"{name} = {was!r} and not {now!r}" for name, (was, now) in pairs.items() if was != now]
     if different:
-        first = ", ".join(f"{name} = {recorded.get(name)!r} and not {values.get(name)!r}" for name in different)
-        raise UsageError(f"This folder was made with {first}: resume with the same parameters, or choose another folder with --out.")
+        advice = "resume with the same, or choose another folder with --out."
+        raise UsageError(f"This folder was made with {', '.join(different)}: {advice}")
 
 # %% ../../nbs/compute/02_run.ipynb #eb3af560
 def _values(workflow: Workflow, folder: Path, given: Mapping[str, Any], resume: bool) -> dict[str, Any]:
     if not resume:
         _refuse_used(folder)
     recorded = _recorded(workflow, folder) if resume else {}
-    values = workflow.fill({**{name: recorded[name] for name in recorded if name in workflow.choices()}, **given})
+    known = {name: value for name, value in recorded.items() if name in workflow.choices()}
+    values = workflow.fill({**known, **given})
     if recorded:
         _same(recorded, plain(values))
     return values
@@ -129,7 +136,8 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UsageError(f"Another run is working in {folder}: wait for it, or choose another folder with --out.") from error
+        advice = "wait for it, or choose another folder with --out."
+        raise UsageError(f"Another run is working in {folder}: {advice}") from error
     except OSError:
         pass
     try:
@@ -161,7 +169,8 @@ def write_page(notebook: str | Path, target: str | Path) -> None:
 
     exporter = HTMLExporter(raw_template=_PAGE, embed_images=True)
     text, _ = exporter.from_filename(str(notebook), {"metadata": {"name": Path(target).stem}})
-    text = text.replace(f'<script src="{exporter.mathjax_url}">', f'<script async src="{exporter.mathjax_url}">')
+    mathjax = f'src="{exporter.mathjax_url}"'
+    text = text.replace(f"<script {mathjax}>", f"<script async {mathjax}>")
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -188,8 +197,8 @@ class Display:
 @patch
 def line(self: Display) -> str:
     """Write where the run is in one line."""
-    where = f"[{self._place.get('cell', 0)}/{self._place.get('of', '?')}] {self._place.get('heading', 'starting')}"
-    return f"{where}  {self._bar}".rstrip()
+    place = {"cell": 0, "of": "?", "heading": "starting", **self._place}
+    return f"[{place['cell']}/{place['of']}] {place['heading']}  {self._bar}".rstrip()
 
 # %% ../../nbs/compute/02_run.ipynb #1ad4dab9
 @patch
@@ -229,7 +238,7 @@ def __call__(self: Display, event: Mapping) -> None:
     self._draw()
 
 # %% ../../nbs/compute/02_run.ipynb #838e09a3
-def _execute(job: Mapping[str, Any], report: Callable[[dict], None], stop: Callable[[], bool]) -> Exception | None:
+def _execute(job: Mapping[str, Any], report: "Report", stop: "Stop") -> Exception | None:
     from itwin_nb.compute.engine import Stopped, execute
 
     target, error = Path(job["target"]), None
@@ -264,7 +273,7 @@ def _client(on: "str | Client") -> "Iterator[Client]":
             yield client
 
 # %% ../../nbs/compute/02_run.ipynb #c323efc3
-def _wait(client: "Client", job: Mapping[str, Any], show: Callable[[dict], None]) -> Exception | None:
+def _wait(client: "Client", job: Mapping[str, Any], show: "Report") -> Exception | None:
     from dask.distributed import Event
 
     topic = f"itwin-{uuid4().hex}"
@@ -307,7 +316,7 @@ def _raise(error: Exception | None, workflow: str | Path, job: Mapping[str, Any]
 # %% ../../nbs/compute/02_run.ipynb #4a311145
 def _check_place(on: Any) -> None:
     if isinstance(on, str) and on != "local":
-        raise UsageError(f"A job can't run on {on!r}: it runs on local, or in Python on a client of dask.distributed.")
+        raise UsageError(f"A job can't run on {on!r}: it runs on local, or in Python on a Dask client.")
 
 # %% ../../nbs/compute/02_run.ipynb #2dbfe32b
 def _prepare(workflow: Workflow, folder: Path, values: Mapping[str, Any], resume: bool) -> dict[str, Any]:
@@ -319,27 +328,21 @@ def _prepare(workflow: Workflow, folder: Path, values: Mapping[str, Any], resume
     return {"notebook": notebook, "target": target, "parameters": parameters, "cwd": os.getcwd()}
 
 # %% ../../nbs/compute/02_run.ipynb #5d64a701
-def run(
-    workflow: str | Path,
-    parameters: Mapping[str, Any] | None = None,
-    on: "str | Client" = "local",
-    out: str | Path | None = None,
-    resume: bool = False,
-    progress: bool = True,
-) -> dict[str, dict]:
+def run(workflow: str | Path, parameters: Mapping[str, Any] | None = None, on: "str | Client" = "local",
+        out: str | Path | None = None, resume: bool = False, progress: bool = True) -> dict[str, dict]:
     """
     Run a workflow and return what it measured.
 
     Parameters
     ----------
     workflow : str or Path
-        Name of a workflow of this package, or the path of a notebook (``.ipynb``) that is one.
+        Name of a workflow of this package, or path of a notebook (``.ipynb``) that is one.
     parameters : mapping, optional
         Name to value, or to its text; the others have their defaults.
     on : str or dask.distributed.Client, default "local"
-        Where: ``"local"`` in this process, or on a worker of the client, which must see the same files.
+        ``"local"`` for this process, or a client whose workers see the same files.
     out : str or Path, optional
-        Folder for all that the run leaves, new or empty; by default ``runs/NAME/001`` and so on.
+        New or empty folder for all that the run leaves; by default ``runs/NAME/001`` and so on.
     resume : bool, default False
         Continue the run in `out` (by default the last one); its parameters needn't be repeated.
     progress : bool, default True
@@ -348,16 +351,12 @@ def run(
     Returns
     -------
     dict
-        Name of each result to a dict of ``value``, ``error`` (None if there is none) and ``unit``: the content of ``results.json``.
+        The content of ``results.json``: name to a dict of ``value``, ``error`` and ``unit``.
 
     Raises
     ------
-    UsageError
-        If there is no such workflow, parameter or place, a value doesn't fit, or `out` is in use.
-    OutputError
-        If `out` can't be written.
     ItwinError
-        If the job fails: the error that the notebook raised, or one that names the cell that failed.
+        `UsageError` for a wrong request, `OutputError` if `out` can't be written, what the notebook raised.
     KeyboardInterrupt
         If the run was interrupted; the notebook has had time to save its work.
     """
@@ -367,14 +366,14 @@ def run(
     values = _values(found, folder, parameters or {}, resume)
     with _locked(make_folder(folder)):
         job = _prepare(found, folder, values, resume)
-        error = _run_job(job, on, progress)
-        _raise(error, workflow, job, resume)
+        _raise(_run_job(job, on, progress), workflow, job, resume)
         return _results(found, folder)
 
-# %% ../../nbs/compute/02_run.ipynb #81a592b1
+# %% ../../nbs/compute/02_run.ipynb #ad576ede
 def _results(workflow: Workflow, folder: Path) -> dict[str, dict]:
     if not (folder / RESULTS).exists():
-        raise ItwinError(f"{workflow.name} ended without results: its notebook must call save() of a Run(out, ...).")
+        advice = "its notebook must call save() of a Run(out, ...)."
+        raise ItwinError(f"{workflow.name} ended without results: {advice}")
     return read_json(folder / RESULTS)
 
 # %% ../../nbs/compute/02_run.ipynb #15c21c5e

@@ -48,7 +48,12 @@ def _text(value: Any) -> str:
     return text
 
 # %% ../../nbs/compute/00_workflow.ipynb #33ab4446
-_KINDS = {int: (_integer, "an integer"), float: (_number, "a number"), bool: (_truth, "true or false"), str: (_text, "text")}
+_KINDS = {
+    int: (_integer, "an integer"),
+    float: (_number, "a number"),
+    bool: (_truth, "true or false"),
+    str: (_text, "text"),
+}
 
 # %% ../../nbs/compute/00_workflow.ipynb #6d89cc85
 def _items(value: Any) -> list:
@@ -76,7 +81,7 @@ class Parameter:
     """
     Describe one parameter of a workflow.
 
-    Attributes
+    Parameters
     ----------
     name : str
         Its name.
@@ -151,7 +156,7 @@ class Workflow:
     """
     Describe a notebook that can be run as a job.
 
-    Attributes
+    Parameters
     ----------
     name : str
         Its name.
@@ -186,8 +191,8 @@ def choices(self: Workflow) -> dict[str, Parameter]:
 @patch
 def _repr_markdown_(self: Workflow) -> str:
     rows = [f"| {p.name} | {_short(p.type)} | `{p.default}` | {p.help} |" for p in self.choices().values()]
-    head = [f"**{self.name}**: {self.title}. {self.summary}", "", "| parameter | type | default | meaning |", "|---|---|---|---|"]
-    return "\n".join([*head, *rows])
+    head = ["| parameter | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([f"**{self.name}**: {self.title}. {self.summary}", "", *head, *rows])
 
 # %% ../../nbs/compute/00_workflow.ipynb #a233ef66
 def _short(kind: Any) -> str:
@@ -205,7 +210,8 @@ def _cells(path: Path) -> list[dict]:
 
 # %% ../../nbs/compute/00_workflow.ipynb #8506fe2d
 def _headline(cells: list[dict], mark: str) -> str:
-    lines = [line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"].splitlines()]
+    prose = (cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    lines = [line for text in prose for line in text.splitlines()]
     return next((line.removeprefix(mark).strip() for line in lines if line.startswith(mark + " ")), "")
 
 # %% ../../nbs/compute/00_workflow.ipynb #529cb149
@@ -237,9 +243,11 @@ def read_workflow(path: str | Path) -> Workflow:
     try:
         parameters = _read_parameters(_parameters_cell(cells))
     except (SyntaxError, TypeError, ValueError, KeyError, NameError, AttributeError) as error:
-        raise InputError(f"The parameters of {path} can't be read ({error}): write `name: type = value  # help`.") from error
+        advice = "write each as `name: type = value  # help`."
+        raise InputError(f"The parameters of {path} can't be read ({error}): {advice}") from error
     if missing := [name for name in OWN if name not in parameters]:
-        raise InputError(f"{path} isn't a workflow: its cell tagged `parameters` must declare {' and '.join(missing)}.")
+        names = " and ".join(missing)
+        raise InputError(f"{path} isn't a workflow: its cell tagged `parameters` must declare {names}.")
     return Workflow(path.stem, path, _headline(cells, "#"), _headline(cells, ">"), parameters)
 
 # %% ../../nbs/compute/00_workflow.ipynb #54e23fef
@@ -317,8 +325,9 @@ def fill(self: Workflow, given: Mapping[str, Any] | None = None) -> dict[str, An
     values = {name: parameter.default for name, parameter in self.choices().items()}
     for name, value in (given or {}).items():
         if name in OWN:
-            raise UsageError(f"{name} isn't a parameter of a job: use --{name} on the command line or {name}= in Python.")
+            raise UsageError(f"{name} isn't a parameter of a job: use --{name}, or {name}= in Python.")
         if name not in values:
-            raise UsageError(f"{self.name} has no parameter {name!r}: {_advice(name, list(values), 'it has')}")
+            advice = _advice(name, list(values), "it has")
+            raise UsageError(f"{self.name} has no parameter {name!r}: {advice}")
         values[name] = self.parameters[name].fit(value)
     return values
