@@ -56,7 +56,7 @@ def log_spectrum(self: SpectralScale) -> Tensor:
 @patch
 def _apply_spectrum(self: SpectralScale, x: Tensor, sign: float) -> tuple[Tensor, Tensor]:
     half = 0.5 * sign * self.log_spectrum()
-    log_det = (self.fraction * half.sum()).expand(len(x))
+    log_det = (self.fraction * half.sum()).expand(x.shape[0])
     return x @ circulant(half.exp(), self.displacements, self.ndim), log_det
 
 
@@ -379,7 +379,7 @@ def velocity(self: ContinuousFlow, x: Tensor, t: float, matrices: tuple[Tensor, 
 def _integrate(self: ContinuousFlow, x: Tensor, start: float, stop: float) -> tuple[Tensor, Tensor]:
     steps = self.steps if self.training else 2 * self.steps
     matrices, dt = self._matrices(), (stop - start) / steps
-    log_det = x.new_zeros(len(x))
+    log_det = x.new_zeros(x.shape[0])
     for i in range(steps):
         t = start + i * dt
         k1, d1 = self.velocity(x, t, matrices)
@@ -489,7 +489,7 @@ def forward(self: Flow, z: Tensor) -> tuple[Tensor, Tensor]:
 @patch
 def log_prob(self: Flow, x: Tensor) -> Tensor:
     """Give the log-density, `[batch]`, of fields `x`, `[batch, sites]`."""
-    total = x.new_zeros(len(x))
+    total = x.new_zeros(x.shape[0])
     for layer in reversed(self.layers):
         x, log_det = layer.inverse(x)
         total = total + log_det
