@@ -9,9 +9,12 @@ import os
 from pathlib import Path
 
 import numpy as np
+import papermill
 import pytest
 
 from itwin_nb.core.errors import InputError
+from itwin_nb.core.files import sha256
+from itwin_nb.core.provenance import Run
 from itwin_nb.lattice.formats import plaquette, read_config, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -132,3 +135,28 @@ def refusal(folder, data):
     message = str(caught.value)
     assert message.startswith(f"Cannot read {folder / 'damaged'}: ") and message.endswith(".") and "\n" not in message
     return message
+
+
+@pytest.mark.parametrize("name", ["weak_field.lime", "own"])
+def test_workflow_measures_and_records(real, tmp_path, name):
+    path = own_configuration(tmp_path / "own") if name == "own" else real(name)
+    papermill.execute_notebook(
+        ROOT / "nbs" / "workflows" / "lattice_measure.ipynb",
+        tmp_path / "executed.ipynb",
+        parameters={"path": str(path), "out": str(tmp_path / "out")},
+        progress_bar=False,
+    )
+    run, links = Run.read(tmp_path / "out"), read_config(path)
+    assert run.workflow == "lattice_measure" and run.inputs[str(path.resolve())]["sha256"] == sha256(path)
+    assert run.results["plaquette"]["value"] == pytest.approx(plaquette(links), rel=1e-14)
+    assert run.results["checks"]["value"] == links.attrs["checks"]
+    averages = [run.results[f"plaquette_{part}"]["value"] for part in ("spatial", "temporal")]
+    assert np.mean(averages) == pytest.approx(plaquette(links), rel=1e-14)
+
+
+def own_configuration(path):
+    """Write a random SU(2) field in NERSC format."""
+    q = np.random.default_rng(1).normal(size=(4, 2, 4, 2, 4, 4))
+    a, b, c, d = np.moveaxis(q / np.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
+    rows = np.stack([a + 1j * b, c + 1j * d, -c + 1j * d, a - 1j * b], axis=-1)
+    return write_config(rows.reshape(4, 2, 4, 2, 4, 2, 2), path, format="nersc")
