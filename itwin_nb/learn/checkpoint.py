@@ -9,6 +9,8 @@ __all__ = ['save_tensors', 'load_tensors', 'flat', 'Checkpoint']
 import io
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,12 @@ class Checkpoint:
                 raise UsageError(f"A checkpoint can't keep {name}: a {kind} has no state_dict.")
 
 # %% ../../nbs/learn/00_checkpoint.ipynb #d37209b0
+def _sweep(path: Path) -> None:
+    for leftover in path.parent.glob(f".{escape(path.stem)}.????????{path.suffix}"):
+        with suppress(OSError):
+            leftover.unlink()
+
+# %% ../../nbs/learn/00_checkpoint.ipynb #28196bb9
 @patch
 def save(self: Checkpoint, step: int, **extra: Any) -> None:
     """
@@ -192,6 +200,7 @@ def save(self: Checkpoint, step: int, **extra: Any) -> None:
     states = {name: _state(thing) for name, thing in self.objects.items()}
     save_tensors(self.path, {"checkpoint": 1, "step": step, "config": self.config, "states": states,
                              "extra": extra})
+    _sweep(self.path)
 
 # %% ../../nbs/learn/00_checkpoint.ipynb #daa35845
 @patch

@@ -27,15 +27,14 @@ from .checkpoint import flat, load_tensors, save_tensors
 # %% ../../nbs/learn/03_registry.ipynb #fb4ce488
 @contextmanager
 def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # the exporter's loggers have levels of their own
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 # %% ../../nbs/learn/03_registry.ipynb #666ce5ae
 def _outputs(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -53,8 +52,9 @@ def _to_onnx(path: Path, model: torch.nn.Module, example: tuple[torch.Tensor, ..
             torch.onnx.export(model, inputs, path, dynamo=True, dynamic_shapes=shapes, output_names=names,
                               external_data=False, verbose=False)
     except Exception as error:  # the exporter has no common class for what it can't do
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise UsageError(f"{type(model).__name__} can't be written as ONNX: {reason}") from error
+        reason = " ".join(str(error.__cause__ or error).split()).partition(". ")[0][:300]
+        raise UsageError(f"{type(model).__name__} can't be written as ONNX ({reason}): "
+                         "keep it without an example, or change it.") from error
 
 # %% ../../nbs/learn/03_registry.ipynb #83aa6238
 def _disagreement(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:

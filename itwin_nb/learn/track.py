@@ -44,6 +44,7 @@ def _probe(database: Path) -> None:
 
 # %% ../../nbs/learn/02_track.ipynb #93bd2e72
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING",
+          "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
           "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 # %% ../../nbs/learn/02_track.ipynb #e5d56d9d
