@@ -120,6 +120,7 @@ class Loop:
         self.steps, self.step, self.checkpoint, self.every = steps, 0, checkpoint, every
         self.progress, self.track = progress, track
         self._metrics: dict[str, array] = defaultdict(lambda: array("d"))
+        self._next: dict[str, int] = {}
         self._cpu_before, self._cpu_start, self._bar, self._shown = 0.0, None, None, 0.0
         if resume and checkpoint.path.exists():
             self._restore()
@@ -133,8 +134,13 @@ def history(self: Loop) -> dict[str, np.ndarray]:
 # %% ../../nbs/learn/01_loop.ipynb #09979aea
 @patch
 def _send(self: Loop, step: int, values: dict[str, float]) -> None:
-    if self.track is not None and (step % (self.steps // 500 + 1) == 0 or step == self.steps - 1):
-        self.track.log(step, **values)
+    def due(name):
+        return step >= self._next.get(name, 0) or step == self.steps - 1
+
+    chosen = {name: value for name, value in values.items() if due(name)}
+    if self.track is not None and chosen:
+        self._next.update(dict.fromkeys(chosen, step + self.steps // 500 + 1))
+        self.track.log(step, **chosen)
 
 # %% ../../nbs/learn/01_loop.ipynb #038548a1
 @patch
