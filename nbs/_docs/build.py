@@ -1,8 +1,9 @@
 """
-Build the documentation from the notebooks with their stored outputs: ``python nbs/_docs/build.py [--out DIR]``.
+Build the documentation from the notebooks: ``python nbs/_docs/build.py [--out DIR]``.
 
-Nothing is executed and nothing is fetched. The site is built in a temporary folder and takes the place of an
-earlier one only when it is complete and without a warning; it reads from the disk, without a server or a network.
+It shows their stored outputs: nothing is executed and nothing is fetched. The site is built in a temporary
+folder and takes the place of an earlier one only when it is complete and without a warning. It reads from the
+disk, without a server or a network.
 """
 
 import argparse
@@ -21,11 +22,11 @@ ROOT = HERE.parents[1]
 
 
 def mathjax() -> Path:
-    """Find MathJax in one file with all its extensions and fonts, which a package of the extra ``dev`` brings."""
+    """Find MathJax, with its extensions and fonts in one file, in a package that the extra ``dev`` brings."""
     try:
         return next(f.locate() for f in files("sphinx-mathjax-offline") if f.name == "tex-svg-full.js")
     except PackageNotFoundError:
-        sys.exit("MathJax isn't installed; run this in the folder of itwin_nb: pip install -c constraints.txt -e '.[dev]'")
+        sys.exit(f"MathJax isn't installed; run this in {ROOT}: pip install -c constraints.txt -e '.[dev]'")
 
 
 def build(out: Path) -> int:
@@ -35,7 +36,8 @@ def build(out: Path) -> int:
         source, site = Path(folder, "source"), Path(folder, "site")
         stage(ROOT, source)
         command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
-        status = subprocess.run([*command, "-c", HERE, "-d", Path(folder, "doctrees"), source, site], cwd=ROOT).returncode
+        folders = ["-c", HERE, "-d", Path(folder, "doctrees"), source, site]
+        status = subprocess.run([*command, *folders], cwd=ROOT).returncode
         if status == 0:
             shutil.copy(script, site / "_static" / script.name)
             shutil.rmtree(out, ignore_errors=True)
@@ -48,5 +50,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=ROOT / "_site", help="folder of the site")
     start, out = time.monotonic(), parser.parse_args().out.resolve()
     status = build(out)
-    print(f"{out / 'index.html'}: {'built' if status == 0 else 'not built, see the warnings above'} ({time.monotonic() - start:.0f} s)")
+    verdict = "not built, see the warnings above" if status else "built"
+    print(f"{out / 'index.html'}: {verdict} ({time.monotonic() - start:.0f} s)")
     sys.exit(status)

@@ -4,7 +4,7 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # house.py, citations.py
+sys.path.insert(0, str(Path(__file__).parent))  # house.py
 
 _settings = ConfigParser(delimiters=["="])
 _settings.read(Path(__file__).parents[2] / "settings.ini", encoding="utf-8")
@@ -69,7 +69,7 @@ html_css_files = ["house.css"]
 html_logo = "_static/logo.svg"
 html_favicon = "_static/favicon.svg"
 html_copy_source = True
-html_show_search_summary = False  # summaries are fetched page by page, which a browser refuses without a server
+html_show_search_summary = False  # it would fetch pages, which a browser refuses without a server
 html_context = {"default_mode": "light"}
 html_theme_options = {
     "repository_url": _settings["git_url"],

@@ -2,7 +2,7 @@
 Teach Sphinx the habits of the house.
 
 Display formulas of a chapter are numbered from (1); a name of the package in backticks becomes a link to its
-reference; methods that a module adds with ``@patch`` are documented in the order of the source, with their source;
+reference; methods that a module adds with ``@patch`` are documented in the order of the source, and with it;
 docstrings write formulas as $x$; citations read (Wolff, 2004).
 """
 
@@ -57,18 +57,24 @@ class LinkNames(SphinxPostTransform):
         if not self.env.doc2path(self.env.docname).suffix == ".ipynb":
             return
         for literal in list(self.document.findall(nodes.literal)):
-            if not isinstance(literal.parent, (nodes.reference, nodes.title)) and (target := self.find(literal.astext())):
-                link = make_refnode(self.app.builder, self.env.docname, target.docname, target.node_id, literal.deepcopy())
-                literal.replace_self(link)
+            inside = isinstance(literal.parent, (nodes.reference, nodes.title))
+            if not inside and (target := self.find(literal.astext())):
+                literal.replace_self(self.link(target, literal))
+
+    def link(self, target, literal: nodes.literal) -> nodes.reference:
+        names = self.env.docname, target.docname, target.node_id
+        return make_refnode(self.app.builder, *names, literal.deepcopy())
 
     def find(self, text: str):
         """Find the one object that a reader of this chapter means by `text`."""
         if not (match := NAME.match(text)):
             return None
         objects = self.env.domains["py"].objects
-        names = [n for n, o in objects.items() if f".{n}".endswith(f".{match[0]}") and ("." in match[0] or o.objtype not in MEMBERS)]
+        names = [name for name in objects if f".{name}".endswith(f".{match[0]}")]
+        if "." not in match[0]:
+            names = [name for name in names if objects[name].objtype not in MEMBERS]
         for home in (self.module, self.module.rpartition(".")[0], ""):
-            if len(near := [n for n in names if n.startswith(home)]) == 1:
+            if len(near := [name for name in names if name.startswith(home)]) == 1:
                 return objects[near[0]]
         return None
 
@@ -78,7 +84,7 @@ class LinkNames(SphinxPostTransform):
 
 
 def patched(function: ast.stmt) -> str | None:
-    """Name the method that a decorated function becomes: the class is the annotation of its first argument."""
+    """Name the method that a decorated function becomes; its first argument names the class."""
     calls = [getattr(d, "func", d) for d in getattr(function, "decorator_list", [])]
     if not any(getattr(c, "id", "") == "patch" for c in calls):
         return None
@@ -107,7 +113,8 @@ def find_patches(app: Sphinx) -> None:
 def summary(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
     """Follow a module's docstring with a table of what it offers."""
     if what == "module":
-        names = [n for n in getattr(obj, "__all__", []) if isroutine(getattr(obj, n)) or isclass(getattr(obj, n))]
+        things = {name: getattr(obj, name) for name in getattr(obj, "__all__", [])}
+        names = [name for name, thing in things.items() if isroutine(thing) or isclass(thing)]
         lines += ["", ".. autosummary::", "", *(f"   {n}" for n in names), ""] if names else []
 
 
@@ -119,14 +126,14 @@ def no_plain_bases(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def shorthand(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
-    """Let docstrings write formulas as the chapters do, $x$, and papers as arXiv:0000.00000 or doi:10.0000/0."""
+    """Let docstrings write $x$ for a formula, and arXiv:0000.00000 or doi:10.0000/0 for a paper."""
     text = DOLLARS.sub(r":math:`\1`", "\n".join(lines))
     text = ARXIV.sub(r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", text)
     lines[:] = DOI.sub(r"`doi:\1 <https://doi.org/\1>`__", text).split("\n")
 
 
 def link_types(app: Sphinx, config) -> None:
-    """Let the types in docstrings lead to the classes of the package, and to no other (numpydoc's are on other sites)."""
+    """Let types in docstrings lead to the classes of the package, and to no other site."""
     config.numpydoc_xref_aliases_complete = {}
     for source in modules(app):
         for node in ast.parse(source.read_text(encoding="utf-8")).body:

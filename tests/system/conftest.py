@@ -14,22 +14,34 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PATIENCE = 120_000  # milliseconds that a page may take on a busy machine
 ELSEWHERE = re.compile(r"^(?!file:|data:|blob:|about:|(http|ws)s?://(localhost|127\.0\.0\.1)[:/])")
 
 
 class Watch:
-    """Keep what goes wrong in a page: requests to other hosts (which are refused), failed requests, errors."""
+    """Keep what goes wrong in a page: requests to other hosts (they are refused), failed ones, errors."""
 
     def __init__(self, page):
         self.problems = []
         page.route(ELSEWHERE, lambda route: route.abort())
-        page.on("requestfailed", lambda request: self.note(f"failed: {request.url}"))
-        page.on("response", lambda response: response.status < 400 or self.note(f"{response.status}: {response.url}"))
+        page.on("requestfailed", self.failed)
+        page.on("response", self.response)
         page.on("pageerror", lambda error: self.note(f"uncaught: {error}"))
-        page.on("console", lambda message: message.type != "error" or self.note(f"console: {message.text}"))
+        page.on("console", self.console)
 
     def note(self, problem):
         self.problems.append(problem)
+
+    def failed(self, request):
+        self.note(f"{'to another host' if ELSEWHERE.match(request.url) else 'failed'}: {request.url}")
+
+    def response(self, response):
+        if response.status >= 400:
+            self.note(f"{response.status}: {response.url}")
+
+    def console(self, message):
+        if message.type == "error":
+            self.note(f"console: {message.text}")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +60,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1400, "height": 950})
+    page.set_default_timeout(PATIENCE)
     page.watch = Watch(page)
     yield page
     page.close()
