@@ -44,6 +44,7 @@ def from_root(markdown, folder):
 def make(index, root):
     """Return the files that belong to a notebook: path to content."""
     notebook = nbformat.read(index, as_version=4)
+    notebook.metadata["language_info"] = {"name": "python"}
     notebook.cells = [shown(cell) for cell in notebook.cells if is_shown(cell)]
     exporter = MarkdownExporter()
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
