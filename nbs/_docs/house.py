@@ -162,6 +162,7 @@ class HouseReferences(AuthorYearReferenceStyle):
 def setup(app: Sphinx) -> dict:
     register_plugin("pybtex.style.formatting", "house", HouseStyle)
     register_reference_style("sphinxcontrib.bibtex.style.referencing", "house", HouseReferences)
+    app.set_html_assets_policy("always")  # titles in the sidebar of every page may hold formulas
     app.add_transform(NumberFormulas)
     app.add_post_transform(LinkNames)
     app.connect("config-inited", link_types, priority=900)

@@ -150,6 +150,20 @@ def test_plots_are_shown(site, page):
     assert all(plot.evaluate("image => image.complete && image.naturalWidth > 100") for plot in plots.all())
 
 
+def test_chapters_show_results(site):
+    rooms = [room for room in site.iterdir() if room.name in ("core", "learn", "compute", "lattice", "benchmarks")]
+    chapters = [path for room in rooms for path in room.glob("*.html")]
+    assert len(chapters) > 10
+    assert not [path.name for path in chapters if "cell_output" not in path.read_text(encoding="utf-8")]
+
+
+def test_formulas_in_the_sidebar_are_rendered_on_every_page(site, page):
+    show(page, site / "core" / "00_errors.html")
+    sidebar = page.get_by_role("navigation", name="Main")
+    assert sidebar.locator(".math").count() == sidebar.locator("mjx-container svg").count()
+    assert "\\(" not in sidebar.inner_text()
+
+
 def test_search_finds_a_word(site, page):
     show(page, site / "index.html")
     page.get_by_role("button", name="Search").first.click()
