@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Lattice', 'Sublattice', 'circulant', 'to_dataarray']
 
-# %% ../../nbs/lattice/00_fields.ipynb #ab1ce274
+# %% ../../nbs/lattice/00_fields.ipynb #00385018
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,12 @@ from torch import Tensor
 
 from ..core.errors import UsageError
 
-# %% ../../nbs/lattice/00_fields.ipynb #19f9c3dd
+# %% ../../nbs/lattice/00_fields.ipynb #6d5ba064
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if not 1 <= len(shape) <= 4 or any(not isinstance(n, int) or n < 1 for n in shape):
+        raise UsageError(f"lattice shape {shape} is not valid: give 1 to 4 extents, each a whole number >= 1")
+
+# %% ../../nbs/lattice/00_fields.ipynb #a33087e9
 @dataclass(frozen=True)
 class Lattice:
     """
@@ -37,45 +42,46 @@ class Lattice:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.shape) <= 4 or any(not isinstance(n, int) or n < 1 for n in self.shape):
-            raise UsageError(f"lattice shape {self.shape} is not valid: give 1 to 4 extents, each a whole number >= 1")
+        _check_shape(self.shape)
 
-    @property
-    def ndim(self) -> int:
-        """Number of directions."""
-        return len(self.shape)
+# %% ../../nbs/lattice/00_fields.ipynb #75fe24bb
+@patch(as_prop=True)
+def ndim(self: Lattice) -> int:
+    """Count the directions."""
+    return len(self.shape)
 
-    @property
-    def volume(self) -> int:
-        """Number of sites."""
-        return math.prod(self.shape)
 
-# %% ../../nbs/lattice/00_fields.ipynb #ef99634a
+@patch(as_prop=True)
+def volume(self: Lattice) -> int:
+    """Count the sites."""
+    return math.prod(self.shape)
+
+# %% ../../nbs/lattice/00_fields.ipynb #2135184a
 @patch(as_prop=True)
 def coordinates(self: Lattice) -> Tensor:
     """Give the coordinates of all sites, `[volume, ndim]`, in C order."""
     return torch.cartesian_prod(*(torch.arange(n) for n in self.shape)).reshape(self.volume, self.ndim)
 
-
+# %% ../../nbs/lattice/00_fields.ipynb #cb3a7781
 @patch(as_prop=True)
 def bipartite(self: Lattice) -> bool:
     """Tell whether all neighbours of even sites are odd (every extent is even)."""
     return all(n % 2 == 0 for n in self.shape)
 
-# %% ../../nbs/lattice/00_fields.ipynb #b3bd66db
+# %% ../../nbs/lattice/00_fields.ipynb #574a492a
 @patch
 def momenta(self: Lattice) -> list[Tensor]:
-    """Give the momentum components $k_\\mu$, each broadcastable to the lattice's shape, in FFT order."""
+    r"""Give the components $k_\mu$ of all momenta in radians, each shaped like the lattice, in FFT order."""
     axes = [2 * math.pi * torch.arange(n, dtype=torch.float64) / n for n in self.shape]
     return list(torch.meshgrid(*axes, indexing="ij"))
 
-
+# %% ../../nbs/lattice/00_fields.ipynb #b0486b8a
 @patch
 def khat2(self: Lattice) -> Tensor:
-    """Give $\\hat k^2=\\sum_\\mu 4\\sin^2(k_\\mu/2)$ for every momentum, shaped like the lattice."""
+    r"""Give $\hat k^2=\sum_\mu 4\sin^2(k_\mu/2)$ for every momentum, shaped like the lattice."""
     return sum(4 * torch.sin(k / 2) ** 2 for k in self.momenta())
 
-# %% ../../nbs/lattice/00_fields.ipynb #51c1d72a
+# %% ../../nbs/lattice/00_fields.ipynb #0e2b3897
 @dataclass(frozen=True)
 class Sublattice:
     """
@@ -84,14 +90,10 @@ class Sublattice:
     Parameters
     ----------
     lattice : Lattice
+        Where the sites are.
     """
 
     lattice: Lattice
-
-    @property
-    def odd(self) -> bool:
-        """Tell whether this is the odd half of a bipartite lattice."""
-        return self.lattice.bipartite
 
     @cached_property
     def coordinates(self) -> Tensor:
@@ -99,29 +101,36 @@ class Sublattice:
         sites = self.lattice.coordinates
         return sites[sites.sum(1) % 2 == 1] if self.odd else sites
 
-    @property
-    def volume(self) -> int:
-        """Number of selected sites."""
-        return len(self.coordinates)
+# %% ../../nbs/lattice/00_fields.ipynb #1223f7c7
+@patch(as_prop=True)
+def odd(self: Sublattice) -> bool:
+    """Tell whether this is the odd half of a bipartite lattice."""
+    return self.lattice.bipartite
 
-# %% ../../nbs/lattice/00_fields.ipynb #14d18209
+
+@patch(as_prop=True)
+def volume(self: Sublattice) -> int:
+    """Count the selected sites."""
+    return len(self.coordinates)
+
+# %% ../../nbs/lattice/00_fields.ipynb #78992f86
 @patch
 def kappa(self: Sublattice) -> Tensor:
-    """Give $\\kappa(k)\\in[0,1]$ for every momentum of the lattice, shaped like it."""
+    r"""Give $\kappa(k)\in[0,1]$ for every momentum of the lattice, shaped like it."""
     d = self.lattice.ndim
     if not self.odd:
         return self.lattice.khat2() / (4 * d)
     return 1 - (sum(torch.cos(k) for k in self.lattice.momenta()) / d) ** 2
 
-# %% ../../nbs/lattice/00_fields.ipynb #9c707a75
+# %% ../../nbs/lattice/00_fields.ipynb #0b52ee46
 @patch
 def displacements(self: Sublattice) -> Tensor:
-    """Give the position in the flattened lattice of `x - y` (mod shape) for every pair of sites, `[volume, volume]`."""
+    """Give for every pair of sites the flat index of `x - y` (mod shape), `[volume, volume]`."""
     shape = self.lattice.shape
     strides = torch.tensor([math.prod(shape[d + 1:]) for d in range(len(shape))])
     return (((self.coordinates[:, None] - self.coordinates[None]) % torch.tensor(shape)) * strides).sum(-1)
 
-
+# %% ../../nbs/lattice/00_fields.ipynb #038f4b79
 def circulant(spectrum: Tensor, displacements: Tensor, ndim: int) -> Tensor:
     """
     Turn spectra into translation-invariant matrices between the selected sites.
@@ -143,7 +152,7 @@ def circulant(spectrum: Tensor, displacements: Tensor, ndim: int) -> Tensor:
     kernel = torch.fft.ifftn(spectrum, dim=tuple(range(-ndim, 0))).real
     return kernel.flatten(-ndim)[..., displacements]
 
-# %% ../../nbs/lattice/00_fields.ipynb #ef92c4fb
+# %% ../../nbs/lattice/00_fields.ipynb #58ade7ac
 def to_dataarray(phi: Tensor, lattice: Lattice) -> xr.DataArray:
     """
     Name the dimensions of a batch of scalar fields.
@@ -161,4 +170,5 @@ def to_dataarray(phi: Tensor, lattice: Lattice) -> xr.DataArray:
         "phi", in lattice units.
     """
     leading = ("chain", "config")[-(phi.ndim - lattice.ndim):]
-    return xr.DataArray(phi.cpu().numpy(), dims=leading + tuple("xyzt")[:lattice.ndim], name="phi", attrs={"units": "1"})
+    dims = leading + tuple("xyzt")[:lattice.ndim]
+    return xr.DataArray(phi.cpu().numpy(), dims=dims, name="phi", attrs={"units": "1"})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['XI', 'INTEGRATORS', 'BLOCK', 'trajectory', 'HMC']
 
-# %% ../../nbs/lattice/02_hmc.ipynb #8e75f888
+# %% ../../nbs/lattice/02_hmc.ipynb #d9679d7c
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +22,25 @@ from .actions import Phi4
 from .fields import Lattice, to_dataarray
 from ..learn.checkpoint import flat, load_tensors, save_tensors
 
-# %% ../../nbs/lattice/02_hmc.ipynb #fd159503
+# %% ../../nbs/lattice/02_hmc.ipynb #c2d38545
 XI = 0.1931833275037836
 INTEGRATORS = {
     "leapfrog": ((0.5, 1.0), (0.5, 0.0)),
     "omelyan": ((XI, 0.5), (1 - 2 * XI, 0.5), (XI, 0.0)),
 }
 
-# %% ../../nbs/lattice/02_hmc.ipynb #0d1f5734
+# %% ../../nbs/lattice/02_hmc.ipynb #55415222
+def _step(phi: Tensor, pi: Tensor, force: Callable, dt: float, fractions: tuple) -> tuple[Tensor, Tensor]:
+    for drift, kick in fractions:
+        phi = phi + drift * dt * pi
+        if kick:
+            pi = pi + kick * dt * force(phi)
+    return phi, pi
+
+# %% ../../nbs/lattice/02_hmc.ipynb #f014e512
 def trajectory(phi: Tensor, pi: Tensor, force: Callable[[Tensor], Tensor], tau: float, steps: int,
                integrator: str = "omelyan") -> tuple[Tensor, Tensor]:
-    """
+    r"""
     Follow Hamilton's equations from (phi, pi) for the time `tau`.
 
     Parameters
@@ -40,31 +48,33 @@ def trajectory(phi: Tensor, pi: Tensor, force: Callable[[Tensor], Tensor], tau: 
     phi, pi : Tensor
         Fields and momenta, `[chain, *shape]`.
     force : callable
-        $-\\partial S/\\partial\\phi$.
+        $-\partial S/\partial\phi$, of fields `[chain, *shape]`.
     tau : float
         Length of the trajectory.
     steps : int
         Integration steps.
-    integrator : {"omelyan", "leapfrog"}
+    integrator : {"omelyan", "leapfrog"}, default "omelyan"
+        Name in `INTEGRATORS`.
 
     Returns
     -------
     tuple of Tensor
         Fields and momenta at the end.
-
-    References
-    ----------
-    Omelyan, Mryglod, Folk, Comput. Phys. Commun. 151 (2003) 272.
     """
-    dt = tau / steps
     for _ in range(steps):
-        for drift, kick in INTEGRATORS[integrator]:
-            phi = phi + drift * dt * pi
-            if kick:
-                pi = pi + kick * dt * force(phi)
+        phi, pi = _step(phi, pi, force, tau / steps, INTEGRATORS[integrator])
     return phi, pi
 
-# %% ../../nbs/lattice/02_hmc.ipynb #6070a778
+# %% ../../nbs/lattice/02_hmc.ipynb #64d4bce4
+def _check_settings(hmc: "HMC") -> None:
+    Lattice(tuple(hmc.shape))
+    if hmc.chains < 1 or hmc.steps < 1 or not hmc.tau > 0:
+        raise UsageError(f"{hmc} can't run: give chains >= 1, steps >= 1 and tau > 0")
+    if hmc.integrator not in INTEGRATORS:
+        names = ", ".join(INTEGRATORS)
+        raise UsageError(f"integrator {hmc.integrator!r} is not known: choose one of {names}")
+
+# %% ../../nbs/lattice/02_hmc.ipynb #b2ccabc3
 @dataclass(frozen=True)
 class HMC:
     """
@@ -73,6 +83,7 @@ class HMC:
     Parameters
     ----------
     action : Phi4
+        The theory.
     shape : tuple of int
         Lattice extents.
     chains : int, default 64
@@ -82,6 +93,7 @@ class HMC:
     steps : int, default 10
         Integration steps of a trajectory.
     integrator : {"omelyan", "leapfrog"}, default "omelyan"
+        Name in `INTEGRATORS`.
 
     Raises
     ------
@@ -101,24 +113,37 @@ class HMC:
     integrator: str = "omelyan"
 
     def __post_init__(self) -> None:
-        Lattice(tuple(self.shape))
-        if self.chains < 1 or self.steps < 1 or not self.tau > 0:
-            raise UsageError(f"{self} can't run: give chains >= 1, steps >= 1 and tau > 0")
-        if self.integrator not in INTEGRATORS:
-            raise UsageError(f"integrator {self.integrator!r} is not known: choose one of {', '.join(INTEGRATORS)}")
+        _check_settings(self)
 
-# %% ../../nbs/lattice/02_hmc.ipynb #0fccb8c4
+# %% ../../nbs/lattice/02_hmc.ipynb #c4046bf5
 @patch
 def start(self: HMC, seed: int) -> dict:
-    """Give the state of chains that begin near zero field, with independent noise of width 0.1."""
+    """
+    Give the state of chains that haven't moved yet.
+
+    Parameters
+    ----------
+    seed : int
+        Of all random numbers of the run.
+
+    Returns
+    -------
+    dict
+        `phi` (Tensor `[chain, *shape]`, double precision), `generator` (its state), `trajectory` (0).
+    """
     generator = torch.Generator().manual_seed(seed)
     phi = 0.1 * torch.randn(self.chains, *self.shape, generator=generator, dtype=torch.float64)
     return {"phi": phi, "generator": generator.get_state(), "trajectory": 0}
 
+# %% ../../nbs/lattice/02_hmc.ipynb #4c25c146
+@patch
+def _energy(self: HMC, phi: Tensor, pi: Tensor) -> Tensor:
+    return self.action(phi) + 0.5 * (pi**2).flatten(1).sum(1)
 
+# %% ../../nbs/lattice/02_hmc.ipynb #39bb4172
 @patch
 def advance(self: HMC, phi: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """
+    r"""
     Make one trajectory with accept/reject.
 
     Parameters
@@ -126,72 +151,96 @@ def advance(self: HMC, phi: Tensor, generator: torch.Generator) -> tuple[Tensor,
     phi : Tensor
         `[chain, *shape]`.
     generator : torch.Generator
+        Source of randomness; it moves on.
 
     Returns
     -------
     tuple of Tensor
-        The new fields, $\\Delta H$ `[chain]` and whether each chain accepted `[chain]`.
+        The new fields, $\Delta H$ `[chain]` and whether each chain accepted `[chain]`.
     """
-    def energy(phi, pi):
-        return self.action(phi) + 0.5 * (pi**2).flatten(1).sum(1)
-
     pi = torch.randn(phi.shape, generator=generator, dtype=phi.dtype)
     tau = self.tau * (0.5 + torch.rand((), generator=generator, dtype=phi.dtype).item())
     new, new_pi = trajectory(phi, pi, self.action.force, tau, self.steps, self.integrator)
-    delta = energy(new, new_pi) - energy(phi, pi)
+    delta = self._energy(new, new_pi) - self._energy(phi, pi)
     accept = torch.rand(len(phi), generator=generator, dtype=phi.dtype) < torch.exp(-delta)
     return torch.where(accept.reshape(-1, *[1] * (phi.ndim - 1)), new, phi), delta, accept
 
-# %% ../../nbs/lattice/02_hmc.ipynb #0577caf8
+# %% ../../nbs/lattice/02_hmc.ipynb #324a4543
 BLOCK = 100
 
 
-@patch
-def _block(self: HMC, state: dict, keep: int, every: int, bar: tqdm) -> dict:
+def _generator(state: dict) -> torch.Generator:
     generator = torch.Generator()
     generator.set_state(state["generator"])
-    phi, kept, deltas, accepts = state["phi"], [], [], []
+    return generator
+
+# %% ../../nbs/lattice/02_hmc.ipynb #e9fa1461
+@patch
+def _block(self: HMC, state: dict, keep: int, every: int, bar: tqdm) -> dict:
+    generator, phi, kept, history = _generator(state), state["phi"], [], []
     for i in range(keep * every):
-        phi, delta, accept = self.advance(phi, generator)
-        deltas.append(delta)
-        accepts.append(accept)
+        phi, *outcome = self.advance(phi, generator)
+        history.append(outcome)
         if (i + 1) % every == 0:
             kept.append(phi)
         bar.update()
-    end = {"phi": phi, "generator": generator.get_state(), "trajectory": state["trajectory"] + keep * every}
-    return {"phi": torch.stack(kept, 1), "delta_h": torch.stack(deltas, 1), "accept": torch.stack(accepts, 1), "end": end}
+    delta, accept = (torch.stack(column, 1) for column in zip(*history))
+    done = state["trajectory"] + keep * every
+    end = {"phi": phi, "generator": generator.get_state(), "trajectory": done}
+    return {"phi": torch.stack(kept, 1), "delta_h": delta, "accept": accept, "end": end}
 
-# %% ../../nbs/lattice/02_hmc.ipynb #7297700b
+# %% ../../nbs/lattice/02_hmc.ipynb #293ebd8a
 def _load_block(path: Path, asked: dict) -> dict | None:
     if not path.exists():
         return None
     block = load_tensors(path)
     if block.get("asked") != asked:
-        raise UsageError(f"{path} belongs to a run with other parameters: give another folder, or remove this one")
+        raise UsageError(f"{path} belongs to a run with other parameters: give another folder, "
+                         "or remove this one")
     return block
 
-
+# %% ../../nbs/lattice/02_hmc.ipynb #0de21592
 @patch
-def _blocks(self: HMC, state: dict, sizes: list[int], every: int, folder: Path | None, resume: bool, asked: dict) -> list:
-    blocks, total = [], sum(sizes) * every
-    with tqdm(total=total, desc="HMC", unit="trajectory") as bar:
+def _blocks(self: HMC, state: dict, sizes: list[int], every: int, folder: Path | None, resume: bool,
+            asked: dict) -> list[dict]:
+    blocks = []
+    with tqdm(total=sum(sizes) * every, desc="HMC", unit="trajectory") as bar:
         for i, size in enumerate(sizes):
             path = folder and folder / f"block-{i:05d}.pt"
             block = _load_block(path, asked) if folder and resume else None
-            if block is None:
+            if block:
+                bar.update(size * every)
+            else:
                 block = self._block(state, size, every, bar) | {"asked": asked}
                 if folder:
                     save_tensors(path, block)
-            else:
-                bar.update(size * every)
             blocks.append(block)
             state = block["end"]
     return blocks
 
-# %% ../../nbs/lattice/02_hmc.ipynb #0b036abc
+# %% ../../nbs/lattice/02_hmc.ipynb #ad8c96b2
+def _plan(n: int, every: int, thermalise: int) -> tuple[list[int], list[int]]:
+    if n < 1 or every < 1 or thermalise < 0:
+        raise UsageError(f"n={n}, every={every}, thermalise={thermalise} can't run: give n >= 1, every >= 1, "
+                         "thermalise >= 0")
+    warm = -(-thermalise // every)
+    return tuple([min(BLOCK, total - i) for i in range(0, total, BLOCK)] for total in (warm, n))
+
+# %% ../../nbs/lattice/02_hmc.ipynb #a43a4f8c
 @patch
-def run(self: HMC, n: int, seed: int = 0, every: int = 1, thermalise: int = 200, folder: str | Path | None = None,
-        resume: bool = False) -> xr.Dataset:
+def _dataset(self: HMC, blocks: list[dict], asked: dict) -> xr.Dataset:
+    phi, delta, accept = (torch.cat([b[name] for b in blocks], 1) for name in ("phi", "delta_h", "accept"))
+    if not accept.any(1).all():
+        raise ItwinError("a chain accepted no trajectory at all: the integrator is unstable; "
+                         "raise steps or lower tau")
+    dims = ("chain", "trajectory")
+    data = {"delta_h": (dims, delta.numpy()), "accept": (dims, accept.numpy())}
+    return xr.Dataset({"phi": to_dataarray(phi, Lattice(tuple(self.shape))), **data}, attrs=asked)
+
+# %% ../../nbs/lattice/02_hmc.ipynb #72b272a3
+@patch
+def run(self: HMC, n: int, seed: int = 0, every: int = 1, thermalise: int = 200,
+        folder: str | Path | None = None, resume: bool = False) -> xr.Dataset:
     """
     Generate an ensemble.
 
@@ -200,6 +249,7 @@ def run(self: HMC, n: int, seed: int = 0, every: int = 1, thermalise: int = 200,
     n : int
         Configurations to keep, per chain.
     seed : int, default 0
+        Of all random numbers of the run.
     every : int, default 1
         Trajectories from one kept configuration to the next.
     thermalise : int, default 200
@@ -212,7 +262,7 @@ def run(self: HMC, n: int, seed: int = 0, every: int = 1, thermalise: int = 200,
     Returns
     -------
     xarray.Dataset
-        `phi` (chain, config, x, …), `delta_h` and `accept` (chain, trajectory); attributes: the run's parameters.
+        `phi` (chain, config, x, …), `delta_h`, `accept` (chain, trajectory); attributes: the parameters.
 
     Raises
     ------
@@ -223,16 +273,8 @@ def run(self: HMC, n: int, seed: int = 0, every: int = 1, thermalise: int = 200,
     ItwinError
         Where a chain never moved.
     """
-    if n < 1 or every < 1 or thermalise < 0:
-        raise UsageError(f"n={n}, every={every}, thermalise={thermalise} can't run: give n >= 1, every >= 1, thermalise >= 0")
+    warm, kept = _plan(n, every, thermalise)
     asked = flat({"hmc": self, "seed": seed, "every": every, "thermalise": thermalise})
     folder = make_folder(folder) if folder else None
-    warm = [min(BLOCK, -(-thermalise // every) - i) for i in range(0, -(-thermalise // every), BLOCK)]
-    sizes = warm + [min(BLOCK, n - i) for i in range(0, n, BLOCK)]
-    blocks = self._blocks(self.start(seed), sizes, every, folder, resume, asked)[len(warm):]
-    phi, delta, accept = (torch.cat([b[name] for b in blocks], 1) for name in ("phi", "delta_h", "accept"))
-    if not accept.any(1).all():
-        raise ItwinError("a chain accepted no trajectory at all: the integrator is unstable; raise steps or lower tau")
-    data = {"phi": to_dataarray(phi, Lattice(tuple(self.shape))), "delta_h": (("chain", "trajectory"), delta.numpy()),
-            "accept": (("chain", "trajectory"), accept.numpy())}
-    return xr.Dataset(data, attrs=asked)
+    blocks = self._blocks(self.start(seed), warm + kept, every, folder, resume, asked)
+    return self._dataset(blocks[len(warm):], asked)
