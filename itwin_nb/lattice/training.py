@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ESTIMATORS', 'TrainConfig', 'reverse_kl', 'path_gradient', 'train', 'save_flow', 'shipped', 'pretrained']
 
-# %% ../../nbs/lattice/05_training.ipynb #86fae9c5
+# %% ../../nbs/lattice/05_training.ipynb #260854b5
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,17 @@ from ..learn.loop import Loop, make_fabric
 from ..learn.registry import load_model, save_model
 from ..learn.track import Track
 
-# %% ../../nbs/lattice/05_training.ipynb #17dc7058
+# %% ../../nbs/lattice/05_training.ipynb #853b3687
+def _check_config(config: "TrainConfig") -> None:
+    whole = config.steps >= 0 and config.batch >= 2 and 0 <= config.anneal <= config.steps
+    if not whole or not 0 < config.rate < 1:
+        raise UsageError(f"{config} can't be trained: give steps >= 0, batch >= 2, 0 < rate < 1 "
+                         "and 0 <= anneal <= steps")
+    if config.estimator not in ESTIMATORS:
+        names = ", ".join(ESTIMATORS)
+        raise UsageError(f"estimator {config.estimator!r} is not known: choose one of {names}")
+
+# %% ../../nbs/lattice/05_training.ipynb #8df3bf3a
 @dataclass(frozen=True)
 class TrainConfig:
     """
@@ -59,19 +70,17 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch < 2 or not 0 < self.rate < 1 or not 0 <= self.anneal <= self.steps:
-            raise UsageError(f"{self} can't be trained: give steps >= 0, batch >= 2, 0 < rate < 1 and 0 <= anneal <= steps")
-        if self.estimator not in ESTIMATORS:
-            raise UsageError(f"estimator {self.estimator!r} is not known: choose one of {', '.join(ESTIMATORS)}")
+        _check_config(self)
 
-# %% ../../nbs/lattice/05_training.ipynb #7cadabdc
+# %% ../../nbs/lattice/05_training.ipynb #7b479d57
 def reverse_kl(flow: Flow, target: Marginal, z: Tensor) -> Tensor:
-    """
-    Evaluate $\\ln q+S$ for the fields made from noise `z`; its mean is the loss.
+    r"""
+    Evaluate $\ln q+S$ for the fields made from noise `z`; its mean is the loss.
 
     Parameters
     ----------
     flow : Flow
+        What is trained.
     target : Marginal
         Effective action on the flow's sublattice.
     z : Tensor
@@ -85,14 +94,23 @@ def reverse_kl(flow: Flow, target: Marginal, z: Tensor) -> Tensor:
     x, log_q = flow(z)
     return log_q + target(x)
 
-# %% ../../nbs/lattice/05_training.ipynb #88df51d4
+# %% ../../nbs/lattice/05_training.ipynb #6cf6d6fb
+def _pull(flow: Flow, target: Marginal, x: Tensor) -> Tensor:
+    fixed = x.detach().requires_grad_()
+    flow.requires_grad_(False)
+    (pull,) = torch.autograd.grad((flow.log_prob(fixed) + target(fixed)).sum(), fixed)
+    flow.requires_grad_(True)
+    return pull
+
+# %% ../../nbs/lattice/05_training.ipynb #49fe8f96
 def path_gradient(flow: Flow, target: Marginal, z: Tensor) -> Tensor:
-    """
-    Evaluate $\\ln q+S$ with the path gradient attached.
+    r"""
+    Evaluate $\ln q+S$ with the path gradient attached.
 
     Parameters
     ----------
     flow : Flow
+        What is trained.
     target : Marginal
         Effective action on the flow's sublattice.
     z : Tensor
@@ -108,29 +126,66 @@ def path_gradient(flow: Flow, target: Marginal, z: Tensor) -> Tensor:
     Vaitl, Nicoli, Nakajima, Kessel, arXiv:2207.08219.
     """
     x, log_q = flow(z)
-    fixed = x.detach().requires_grad_()
-    flow.requires_grad_(False)
-    (pull,) = torch.autograd.grad((flow.log_prob(fixed) + target(fixed)).sum(), fixed)
-    flow.requires_grad_(True)
-    surrogate = (pull * x).sum(1)
+    surrogate = (_pull(flow, target, x) * x).sum(1)
     return (log_q + target(x)).detach() + surrogate - surrogate.detach()
 
-
+# %% ../../nbs/lattice/05_training.ipynb #1f6f0b38
 ESTIMATORS = {"reverse_kl": reverse_kl, "path": path_gradient}
 
-# %% ../../nbs/lattice/05_training.ipynb #f06cfaff
+# %% ../../nbs/lattice/05_training.ipynb #1eb575c7
 def _cooled(action: Phi4, config: TrainConfig, step: int) -> Phi4:
     start = max(action.m2, 0.0)
     done = min(1.0, (step + 1) / config.anneal) if config.anneal else 1.0
     return replace(action, m2=start + done * (action.m2 - start))
 
-
+# %% ../../nbs/lattice/05_training.ipynb #e673b917
 def _set_steps(flow: Flow, change: int = 0) -> None:
     for layer in flow.layers:
         if isinstance(layer, ContinuousFlow):
             layer.steps = max(2, flow.config["continuous"] + change)
 
+# %% ../../nbs/lattice/05_training.ipynb #55e521a7
+def _update(fabric: Any, optimizer: torch.optim.Optimizer, schedule: Any, excess: Tensor) -> None:
+    loss = excess.mean()
+    if not torch.isfinite(loss):
+        raise ItwinError("the training diverged: the loss is no longer finite; "
+                         "lower the learning rate or raise anneal")
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 10.0)
+    optimizer.step()
+    schedule.step()
 
+# %% ../../nbs/lattice/05_training.ipynb #94f4a5bd
+def _metrics(excess: Tensor) -> dict[str, Tensor]:
+    log_w = -excess
+    ess = torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)) / len(log_w)
+    return {"loss": excess.mean(), "spread": excess.std(), "ess": ess}
+
+# %% ../../nbs/lattice/05_training.ipynb #8c0e12bc
+def _step(fabric: Any, action: Phi4, config: TrainConfig, step: int, flow: Flow,
+          optimizer: torch.optim.Optimizer, schedule: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    _set_steps(flow, int(torch.randint(-1, 2, (1,), generator=generator)))
+    z = flow.draw_noise(config.batch, generator)
+    target = Marginal(_cooled(action, config, step), flow.lattice)
+    excess = ESTIMATORS[config.estimator](flow, target, z)
+    _update(fabric, optimizer, schedule, excess)
+    return _metrics(excess.detach())
+
+# %% ../../nbs/lattice/05_training.ipynb #d5dc6d90
+def _state(flow: Flow, config: TrainConfig) -> dict[str, Any]:
+    optimizer = torch.optim.Adam(flow.parameters(), lr=config.rate, betas=(0.9, 0.99))
+    total = max(config.steps, 2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.rate, total_steps=total, pct_start=0.1)
+    generator = torch.Generator().manual_seed(config.seed)
+    return dict(flow=flow, optimizer=optimizer, schedule=schedule, generator=generator)
+
+
+def _checkpoint(path: str | Path | None, action: Phi4, config: TrainConfig, state: dict) -> Checkpoint | None:
+    asked = {"train": config, "flow": state["flow"].config, "action": action}
+    return Checkpoint(path, config=asked, **state) if path else None
+
+# %% ../../nbs/lattice/05_training.ipynb #c5595409
 @contextmanager
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -140,18 +195,28 @@ def _one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
 
-# %% ../../nbs/lattice/05_training.ipynb #20fcdcdb
-def train(flow: Flow, action: Phi4, config: TrainConfig = TrainConfig(), checkpoint: str | Path | None = None,
-          resume: bool = False, track: Track | None = None, device: str = "cpu") -> Loop:
+# %% ../../nbs/lattice/05_training.ipynb #4a595444
+def _iterate(loop: Loop, fabric: Any, action: Phi4, config: TrainConfig, state: dict) -> None:
+    with _one_thread():
+        for step in loop:
+            loop.log(**_step(fabric, action, config, step, **state))
+    _set_steps(state["flow"])
+
+# %% ../../nbs/lattice/05_training.ipynb #ea2cda33
+def train(flow: Flow, action: Phi4, config: TrainConfig = TrainConfig(),
+          checkpoint: str | Path | None = None, resume: bool = False, track: Track | None = None,
+          device: str = "cpu") -> Loop:
     """
     Train a flow, in place, to sample a theory.
 
     Parameters
     ----------
     flow : Flow
+        What is trained.
     action : Phi4
-        On the flow's lattice.
-    config : TrainConfig
+        The theory, on the flow's lattice.
+    config : TrainConfig, optional
+        How it is trained.
     checkpoint : path, optional
         File for the state of the training, written every 100 steps.
     resume : bool, default False
@@ -172,43 +237,25 @@ def train(flow: Flow, action: Phi4, config: TrainConfig = TrainConfig(), checkpo
         If the training diverges.
     """
     fabric = make_fabric(device)
-    flow.to(fabric.device).train()
-    optimizer = torch.optim.Adam(flow.parameters(), lr=config.rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.rate, total_steps=max(config.steps, 2), pct_start=0.1)
-    generator = torch.Generator().manual_seed(config.seed)
-    state = dict(flow=flow, optimizer=optimizer, schedule=schedule, generator=generator)
-    keep = Checkpoint(checkpoint, config={"train": config, "flow": flow.config, "action": action}, **state) if checkpoint else None
-    loop = Loop(config.steps, keep, resume=resume, track=track)
-    with _one_thread():
-        for step in loop:
-            _set_steps(flow, int(torch.randint(-1, 2, (1,), generator=generator)))
-            z = flow.draw_noise(config.batch, generator)
-            target = Marginal(_cooled(action, config, step), flow.lattice)
-            excess = ESTIMATORS[config.estimator](flow, target, z)
-            _update(fabric, optimizer, schedule, excess)
-            loop.log(**_metrics(excess.detach()))
-    _set_steps(flow)
+    state = _state(flow.to(fabric.device).train(), config)
+    loop = Loop(config.steps, _checkpoint(checkpoint, action, config, state), resume=resume, track=track)
+    _iterate(loop, fabric, action, config, state)
     return loop
 
-# %% ../../nbs/lattice/05_training.ipynb #a5901364
-def _update(fabric, optimizer: torch.optim.Optimizer, schedule, excess: Tensor) -> None:
-    loss = excess.mean()
-    if not torch.isfinite(loss):
-        raise ItwinError("the training diverged: the loss is no longer finite; lower the learning rate or raise anneal")
-    optimizer.zero_grad()
-    fabric.backward(loss)
-    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 10.0)
-    optimizer.step()
-    schedule.step()
+# %% ../../nbs/lattice/05_training.ipynb #96e46969
+def _card(action: Phi4) -> dict[str, str]:
+    return {
+        "about": "A normalizing flow that maps Gaussian noise to scalar fields on the odd sites of a "
+                 f"lattice, trained for {action}.",
+        "use": "Proposals for `itwin_nb.lattice.sample`, whose accept/reject step makes them exact. "
+               "`resize` gives other volumes.",
+        "limits": "Without the accept/reject step its samples are biased. Acceptance falls with the volume "
+                  "and away from the trained theory.",
+    }
 
-
-def _metrics(excess: Tensor) -> dict[str, Tensor]:
-    log_w = -excess
-    ess = torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)) / len(log_w)
-    return {"loss": excess.mean(), "spread": excess.std(), "ess": ess}
-
-# %% ../../nbs/lattice/05_training.ipynb #f20eb78b
-def save_flow(folder: str | Path, flow: Flow, metrics: Mapping, action: Phi4, provenance: Run | str | None = None) -> Path:
+# %% ../../nbs/lattice/05_training.ipynb #af4053cc
+def save_flow(folder: str | Path, flow: Flow, metrics: Mapping, action: Phi4,
+              provenance: Run | str | None = None) -> Path:
     """
     Keep a trained flow.
 
@@ -217,6 +264,7 @@ def save_flow(folder: str | Path, flow: Flow, metrics: Mapping, action: Phi4, pr
     folder : path
         Appears whole or not at all.
     flow : Flow
+        What was trained; it's on the CPU and in evaluation mode afterwards.
     metrics : Mapping
         What was measured, for the card: name to number, (value, error) or an entry of `results.json`.
     action : Phi4
@@ -231,19 +279,25 @@ def save_flow(folder: str | Path, flow: Flow, metrics: Mapping, action: Phi4, pr
     """
     flow = flow.cpu().eval()
     noise = flow.draw_noise(16, torch.Generator().manual_seed(0))
-    return save_model(
-        folder, flow, {"flow": flow.config, "action": asdict(action)}, metrics, provenance, example=(noise,),
-        about=f"A normalizing flow that maps Gaussian noise to scalar fields on the odd sites of a lattice, trained for {action}.",
-        use="Proposals for `itwin_nb.lattice.sample`, whose accept/reject step makes them exact. `resize` gives other volumes.",
-        limits="Without the accept/reject step its samples are biased. Acceptance falls with the volume and away from the trained theory.")
+    config = {"flow": flow.config, "action": asdict(action)}
+    return save_model(folder, flow, config, metrics, provenance, example=(noise,), **_card(action))
 
-# %% ../../nbs/lattice/05_training.ipynb #f51d1f25
+# %% ../../nbs/lattice/05_training.ipynb #86fef292
 def shipped() -> list[str]:
     """List the names of the flows that come with the package."""
     folder = resources.files("itwin_nb.lattice") / "weights"
     return sorted(f.name for f in folder.iterdir()) if folder.is_dir() else []
 
+# %% ../../nbs/lattice/05_training.ipynb #c5ec0f6b
+def _folder_of(name: str | Path) -> Path:
+    weights = resources.files("itwin_nb.lattice") / "weights"
+    folder = weights / str(name) if str(name) in shipped() else Path(name)
+    if not folder.is_dir():
+        raise InputError(f"there is no trained flow {name}: give a model folder, or one of the shipped flows "
+                         f"({', '.join(shipped())})")
+    return folder
 
+# %% ../../nbs/lattice/05_training.ipynb #e58b5556
 def pretrained(name: str | Path, shape: tuple[int, ...] | None = None) -> Flow:
     """
     Load a trained flow.
@@ -265,8 +319,5 @@ def pretrained(name: str | Path, shape: tuple[int, ...] | None = None) -> Flow:
     InputError
         If there's no such model, or its files are damaged.
     """
-    folder = resources.files("itwin_nb.lattice") / "weights" / str(name) if str(name) in shipped() else Path(name)
-    if not folder.is_dir():
-        raise InputError(f"there is no trained flow {name}: give a model folder, or one of the shipped flows ({', '.join(shipped())})")
-    flow = load_model(folder, lambda config: Flow(**config["flow"]))
+    flow = load_model(_folder_of(name), lambda config: Flow(**config["flow"]))
     return flow.resize(tuple(shape)) if shape else flow
