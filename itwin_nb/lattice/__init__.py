@@ -7,7 +7,7 @@ __all__ = ['Marginal', 'Phi4', 'Estimate', 'gamma_method', 'tau_int', 'Lattice',
            'write_config', 'HMC', 'compare', 'measure', 'sample', 'TrainConfig', 'pretrained', 'save_flow', 'shipped',
            'train']
 
-# %% ../../nbs/lattice/09_front_door.ipynb #22f31aa9
+# %% ../../nbs/lattice/09_front_door.ipynb #fa90f54c
 from .actions import Marginal, Phi4
 from .autocorrelation import Estimate, gamma_method, tau_int
 from .fields import Lattice
@@ -18,6 +18,7 @@ from .observables import compare, measure
 from .sampler import sample
 from .training import TrainConfig, pretrained, save_flow, shipped, train
 
-# %% ../../nbs/lattice/09_front_door.ipynb #98452804
-_all_ = ["Marginal", "Phi4", "Estimate", "gamma_method", "tau_int", "Lattice", "Flow", "plaquette", "read_config", "write_config",
-         "HMC", "compare", "measure", "sample", "TrainConfig", "pretrained", "save_flow", "shipped", "train"]
+# %% ../../nbs/lattice/09_front_door.ipynb #44695c67
+_all_ = ["Marginal", "Phi4", "Estimate", "gamma_method", "tau_int", "Lattice", "Flow", "plaquette",
+         "read_config", "write_config", "HMC", "compare", "measure", "sample", "TrainConfig", "pretrained",
+         "save_flow", "shipped", "train"]

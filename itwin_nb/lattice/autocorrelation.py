@@ -76,7 +76,7 @@ class Estimate:
     """
     Hold a mean with its error, for one observable (numbers) or for several (arrays [observable]).
 
-    Attributes
+    Parameters
     ----------
     value, error, derror : float or ndarray
         The mean, its standard error, and the error of that error.
@@ -86,8 +86,8 @@ class Estimate:
         Lag at which the sum over the autocorrelation function stops.
     replica_p : float or ndarray
         Probability that replicas differ among each other as much as they do; NaN for one replica.
-    rho : ndarray, shape (lag,) or (lag, observable)
-        Normalised autocorrelation function.
+    rho : ndarray
+        Normalised autocorrelation function, [lag] or [lag, observable].
     configs : int
         Number of configurations of all replicas.
     """
@@ -211,10 +211,22 @@ def _check_spread(value: np.ndarray, deviations: list[np.ndarray]) -> None:
         k = constant.argmax()
         raise InputError(f"Observable {k} is constant ({value[k]:g}), so there is no error to estimate.")
 
+# %% ../../nbs/lattice/06_autocorrelation.ipynb #35f3a80d
+def _reduced(
+    parts: list[np.ndarray], function: Callable | None, gradient: Callable | None
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    _check_data(parts)
+    data = _primary(parts) if function is None else _project(parts, function, gradient)
+    _check_spread(data[0], data[2])
+    return data
+
+
+def _is_scalar(parts: list[np.ndarray], single: bool, function: Callable | None) -> bool:
+    return single if function is None else np.ndim(function(parts[0].mean(axis=0))) == 0
+
 # %% ../../nbs/lattice/06_autocorrelation.ipynb #771bd466
-def gamma_method(
-    series: Any, function: Callable | None = None, gradient: Callable | None = None, s: float = 1.5
-) -> Estimate:
+def gamma_method(series: Any, function: Callable | None = None, gradient: Callable | None = None,
+                 s: float = 1.5) -> Estimate:
     """
     Estimate means, or a function of them, with errors that take the autocorrelation into account.
 
@@ -224,8 +236,7 @@ def gamma_method(
         Data [config], [replica, config] or [replica, config, observable], at least 8 configurations; or a
         list of replicas [config] or [config, observable] of any lengths.
     function : callable, optional
-        Function of the means [observable] that gives a number or an array [output]; without it, the means
-        themselves are estimated. For data without an observable axis the means have length 1.
+        Of the means [observable], to a number or an array [output]; by default the means themselves.
     gradient : callable, optional
         Its gradient at the means, [observable] or [output, observable]; by default from central differences.
     s : float, default 1.5
@@ -244,20 +255,15 @@ def gamma_method(
     Warns
     -----
     UserWarning
-        If the autocorrelation does not decay within half of the longest replica, or all data together are
-        shorter than 20 tau_int: then the error is too small.
+        If rho doesn't decay within half of the longest replica, or the data are shorter than 20 tau_int.
 
     References
     ----------
     U. Wolff, Comput. Phys. Commun. 156 (2004) 143 and 176 (2007) 383, arXiv:hep-lat/0306017.
     """
     parts, single = _replicas(series)
-    _check_data(parts)
-    data = _primary(parts) if function is None else _project(parts, function, gradient)
-    _check_spread(data[0], data[2])
-    estimate = _estimate(*data, s)
-    scalar = single if function is None else np.ndim(function(parts[0].mean(axis=0))) == 0
-    return estimate[0] if scalar else estimate
+    estimate = _estimate(*_reduced(parts, function, gradient), s)
+    return estimate[0] if _is_scalar(parts, single, function) else estimate
 
 # %% ../../nbs/lattice/06_autocorrelation.ipynb #16066e56
 def tau_int(series: Any, s: float = 1.5) -> tuple[float | np.ndarray, float | np.ndarray]:

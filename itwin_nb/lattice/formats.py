@@ -538,6 +538,25 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise InputError(f"the file cannot be read ({error.strerror})") from None
 
+# %% ../../nbs/lattice/03_formats.ipynb #83954d0f
+def _check_asked(shape: Sequence[int] | None) -> None:
+    if shape is not None and (len(shape) != 4 or min(shape) < 1):
+        raise UsageError(f"The shape {tuple(shape)} is not four positive extents (t, z, y, x).")
+
+
+def _check_shape(found: tuple[int, ...], wanted: Sequence[int] | None) -> None:
+    if wanted is not None and found != tuple(wanted):
+        raise InputError(f"the file's shape (t, z, y, x) is {found}, but shape={tuple(wanted)} was asked for")
+
+# %% ../../nbs/lattice/03_formats.ipynb #84dbfb30
+def _read_links(path: Path, shape: Sequence[int] | None, tolerance: float) -> xr.DataArray:
+    data = _read_bytes(path)
+    name = _detect(data)
+    found = _FORMATS[name].decode(data, shape)
+    _check_shape(found.links.shape[:4], shape)
+    links, checks = _check_links(found, tolerance)
+    return links.assign_attrs({**found.header, "format": name, "checks": ", ".join(found.checks + checks)})
+
 # %% ../../nbs/lattice/03_formats.ipynb #e83e0c31
 def read_config(
     path: str | Path, shape: Sequence[int] | None = None, tolerance: float = 1e-5
@@ -551,7 +570,7 @@ def read_config(
         File in ILDG/SciDAC or NERSC format; the format is found from the content.
     shape : sequence of int, optional
         Extents (t, z, y, x); needed only for a file that does not say its lattice and is not a hypercube.
-    tolerance : float
+    tolerance : float, default 1e-5
         Largest departure of a link from SU(N); averages in the header have to agree to a tenth of it. Pass a
         larger one for links that are not meant to be unitary to this precision.
 
@@ -574,22 +593,27 @@ def read_config(
     ----------
     ILDG binary file format 1.2, https://www-zeuthen.desy.de/~pleiter/ildg/ildg-file-format-1.2.pdf
     """
-    if shape is not None and (len(shape) != 4 or min(shape) < 1):
-        raise UsageError(f"The shape {tuple(shape)} is not four positive extents (t, z, y, x).")
+    _check_asked(shape)
     try:
-        data = _read_bytes(Path(path))
-        name = _detect(data)
-        found = _FORMATS[name].decode(data, shape)
-        _check_shape(found.links.shape[:4], shape)
-        links, checks = _check_links(found, tolerance)
+        return _read_links(Path(path), shape, tolerance)
     except InputError as error:
         raise InputError(f"Cannot read {path}: {error}.") from None
-    return links.assign_attrs({**found.header, "format": name, "checks": ", ".join(found.checks + checks)})
 
+# %% ../../nbs/lattice/03_formats.ipynb #fe0fe0f5
+def _check_options(format: str, options: dict[str, Any]) -> None:
+    if format not in _FORMATS:
+        raise UsageError(f"The format {format!r} is not known, use one of {', '.join(_FORMATS)}.")
+    allowed = list(inspect.signature(_FORMATS[format].encode).parameters)[1:]
+    for name in set(options) - set(allowed):
+        raise UsageError(f"The format {format!r} has no option {name!r}, only {', '.join(allowed)}.")
+    if options.get("precision", 64) not in (32, 64):
+        raise UsageError(f"The precision {options['precision']!r} is not possible, use 32 or 64.")
 
-def _check_shape(found: tuple[int, ...], wanted: Sequence[int] | None) -> None:
-    if wanted is not None and found != tuple(wanted):
-        raise InputError(f"the file's shape (t, z, y, x) is {found}, but shape={tuple(wanted)} was asked for")
+# %% ../../nbs/lattice/03_formats.ipynb #0962316c
+def _check_group(u: np.ndarray, path: Path) -> None:
+    violation, n = group_violation(u), u.shape[-1]
+    if not violation <= 1e-5:
+        raise InputError(f"Cannot write {path}: the links are no SU({n}) matrices, off by {violation:.2g}.")
 
 # %% ../../nbs/lattice/03_formats.ipynb #d2de24fa
 def write_config(
@@ -604,7 +628,7 @@ def write_config(
         Links of SU(2) or SU(3).
     path : str or Path
         File to write; it appears only when it is complete.
-    format : {"ildg", "nersc"}
+    format : {"ildg", "nersc"}, default "ildg"
         Format.
     **options
         ``precision`` (32 or 64 bits, default 64); ILDG: ``lfn`` (logical file name); NERSC: ``rows`` (2 to
@@ -626,20 +650,8 @@ def write_config(
     """
     u, path = _values(field), Path(path)
     _check_options(format, options)
-    violation, n = group_violation(u), u.shape[-1]
-    if not violation <= 1e-5:
-        raise InputError(f"Cannot write {path}: the links are no SU({n}) matrices, off by {violation:.2g}.")
+    _check_group(u, path)
     pieces = _FORMATS[format].encode(u, **options)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.writelines(pieces)
     return path
-
-# %% ../../nbs/lattice/03_formats.ipynb #fe0fe0f5
-def _check_options(format: str, options: dict[str, Any]) -> None:
-    if format not in _FORMATS:
-        raise UsageError(f"The format {format!r} is not known, use one of {', '.join(_FORMATS)}.")
-    allowed = list(inspect.signature(_FORMATS[format].encode).parameters)[1:]
-    for name in set(options) - set(allowed):
-        raise UsageError(f"The format {format!r} has no option {name!r}, only {', '.join(allowed)}.")
-    if options.get("precision", 64) not in (32, 64):
-        raise UsageError(f"The precision {options['precision']!r} is not possible, use 32 or 64.")

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['two_point', 'measure', 'compare']
 
-# %% ../../nbs/lattice/07_observables.ipynb #82d7d712
+# %% ../../nbs/lattice/07_observables.ipynb #dc896d86
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -18,14 +19,20 @@ from ..core.provenance import format_value
 from .actions import Phi4
 from .autocorrelation import Estimate, gamma_method
 
-# %% ../../nbs/lattice/07_observables.ipynb #2e10491f
+# %% ../../nbs/lattice/07_observables.ipynb #a95e355f
 def _chains(phi: xr.DataArray) -> np.ndarray:
     if phi.dims[0] not in ("chain", "config") or "config" not in phi.dims:
-        raise InputError(f"fields with the dims {phi.dims} can't be measured: they need 'config' and may have 'chain' before it")
+        raise InputError(f"fields with the dims {phi.dims} can't be measured: they need 'config' "
+                         "and may have 'chain' before it")
     values = phi.values if phi.dims[0] == "chain" else phi.values[None]
     if not np.isfinite(values).all():
         raise InputError("the ensemble contains fields that are not finite: generate it again")
     return values
+
+# %% ../../nbs/lattice/07_observables.ipynb #edf8bf4f
+def _power(values: np.ndarray) -> np.ndarray:
+    slices = values.mean(axis=tuple(range(3, values.ndim)))
+    return np.abs(np.fft.rfft(slices, axis=-1)) ** 2
 
 
 def two_point(phi: xr.DataArray) -> np.ndarray:
@@ -43,23 +50,20 @@ def two_point(phi: xr.DataArray) -> np.ndarray:
         $C(t)$ for t = 0 … L_0/2, `[chain, config, t]`.
     """
     values = _chains(phi)
-    slices = values.mean(axis=tuple(range(3, values.ndim)))
-    power = np.abs(np.fft.rfft(slices, axis=-1)) ** 2
-    n = slices.shape[-1]
-    return np.fft.irfft(power, n, axis=-1)[..., : n // 2 + 1] / n
+    n = values.shape[2]
+    return np.fft.irfft(_power(values), n, axis=-1)[..., : n // 2 + 1] / n
 
-# %% ../../nbs/lattice/07_observables.ipynb #b285bebf
+# %% ../../nbs/lattice/07_observables.ipynb #c986920b
 def _primaries(phi: xr.DataArray, action: Phi4) -> np.ndarray:
     values = _chains(phi)
-    flat = torch.as_tensor(values).flatten(0, 1)
+    length, flat = values.shape[2], torch.as_tensor(values).flatten(0, 1)
     m = values.mean(axis=tuple(range(2, values.ndim)))
     density = action(flat).numpy().reshape(m.shape) / flat[0].numel()
-    slices = values.mean(axis=tuple(range(3, values.ndim)))
-    soft = np.abs(np.fft.rfft(slices, axis=-1)[..., min(1, slices.shape[-1] // 2)]) ** 2 / slices.shape[-1] ** 2
+    soft = _power(values)[..., min(1, length // 2)] / length**2
     return np.stack([density, m, np.abs(m), m**2, m**4, soft], axis=-1)
 
-
-def _functions(shape: tuple[int, ...]) -> dict:
+# %% ../../nbs/lattice/07_observables.ipynb #77c9f88d
+def _functions(shape: tuple[int, ...]) -> dict[str, Callable]:
     volume, length = math.prod(shape), shape[0]
     functions = {
         "action": lambda a: a[0],
@@ -68,12 +72,11 @@ def _functions(shape: tuple[int, ...]) -> dict:
         "chi2": lambda a: volume * a[3],
         "chi_connected": lambda a: volume * (a[3] - a[2] ** 2),
         "binder": lambda a: 1 - a[4] / (3 * a[3] ** 2),
+        "xi": lambda a: math.sqrt(max(a[3] / a[5] - 1, 0.0)) / (2 * math.sin(math.pi / length)),
     }
-    if length > 1:
-        functions["xi"] = lambda a: math.sqrt(max(a[3] / a[5] - 1, 0.0)) / (2 * math.sin(math.pi / length))
-    return functions
+    return functions if length > 1 else {name: f for name, f in functions.items() if name != "xi"}
 
-# %% ../../nbs/lattice/07_observables.ipynb #ff80778b
+# %% ../../nbs/lattice/07_observables.ipynb #bec911a6
 def measure(phi: xr.DataArray, action: Phi4) -> dict[str, Estimate]:
     """
     Measure the standard observables of a scalar ensemble.
@@ -88,8 +91,8 @@ def measure(phi: xr.DataArray, action: Phi4) -> dict[str, Estimate]:
     Returns
     -------
     dict
-        Name to `Estimate` (value, error, tau in configurations): action, m, abs_m, chi2, chi_connected, binder, xi, and `two_point`, an
-        estimate of the vector $C(t)$.
+        Name to `Estimate` (value, error, tau in configurations): action, m, abs_m, chi2, chi_connected,
+        binder, xi (where $L_0>1$), and `two_point`, an estimate of the vector $C(t)$.
 
     Raises
     ------
@@ -101,8 +104,16 @@ def measure(phi: xr.DataArray, action: Phi4) -> dict[str, Estimate]:
     estimates = {name: gamma_method(primaries, f) for name, f in _functions(shape).items()}
     return estimates | {"two_point": gamma_method(two_point(phi))}
 
-# %% ../../nbs/lattice/07_observables.ipynb #926a8b51
-def compare(a: dict[str, Estimate], b: dict[str, Estimate], names: tuple[str, str] = ("a", "b")) -> pd.DataFrame:
+# %% ../../nbs/lattice/07_observables.ipynb #c9065af4
+def _row(x: Estimate, y: Estimate, names: tuple[str, str]) -> dict[str, str | float]:
+    values = {name: str(e) for name, e in zip(names, (x, y))}
+    taus = {f"tau {name}": format_value(e.tau, e.dtau) for name, e in zip(names, (x, y))}
+    difference = (x.value - y.value) / math.hypot(x.error, y.error)
+    return values | taus | {"difference / error": round(difference, 2)}
+
+# %% ../../nbs/lattice/07_observables.ipynb #730a0e22
+def compare(a: dict[str, Estimate], b: dict[str, Estimate],
+            names: tuple[str, str] = ("a", "b")) -> pd.DataFrame:
     """
     Tabulate two sets of observables.
 
@@ -110,18 +121,14 @@ def compare(a: dict[str, Estimate], b: dict[str, Estimate], names: tuple[str, st
     ----------
     a, b : dict
         From `measure`.
-    names : tuple of str
+    names : tuple of str, default ("a", "b")
         Headings of the two.
 
     Returns
     -------
     pandas.DataFrame
-        One row for each scalar observable: both values with errors, both autocorrelation times, and the difference in standard errors.
+        One row for each scalar observable: both values with errors, both autocorrelation times, and the
+        difference in standard errors.
     """
-    rows = {}
-    for name in (n for n in a if np.ndim(a[n].value) == 0):
-        x, y = a[name], b[name]
-        rows[name] = {names[0]: str(x), names[1]: str(y), f"tau {names[0]}": format_value(x.tau, x.dtau),
-                      f"tau {names[1]}": format_value(y.tau, y.dtau),
-                      "difference / error": round((x.value - y.value) / math.hypot(x.error, y.error), 2)}
+    rows = {name: _row(a[name], b[name], names) for name in a if np.ndim(a[name].value) == 0}
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'propose', 'Quality', 'quality', 'independence_metropolis', 'sample']
 
-# %% ../../nbs/lattice/08_sampler.ipynb #29fbfe95
+# %% ../../nbs/lattice/08_sampler.ipynb #2247ce0a
 import copy
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from .actions import Marginal, Phi4
 from .fields import to_dataarray
 from .flows import Flow
 
-# %% ../../nbs/lattice/08_sampler.ipynb #a725c457
+# %% ../../nbs/lattice/08_sampler.ipynb #ade4fffa
 BLOCK = 1024
 
 
@@ -29,25 +29,27 @@ def _generators(seed: int, n: int) -> list[torch.Generator]:
     seeds = np.random.SeedSequence(seed).generate_state(n, np.uint64)
     return [torch.Generator().manual_seed(int(s >> np.uint64(1))) for s in seeds]
 
-
+# %% ../../nbs/lattice/08_sampler.ipynb #b6a0a298
 @torch.no_grad()
 def propose(flow: Flow, target: Marginal, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """
+    r"""
     Draw fields from the flow with their log-weights.
 
     Parameters
     ----------
     flow : Flow
+        Where the proposals come from.
     target : Marginal
         Effective action on the flow's sublattice.
     n : int
         Number of fields.
     seed : int, default 0
+        Of the noise.
 
     Returns
     -------
     tuple of Tensor
-        Fields, `[n, sites]`, and $\\ln w=-S-\\ln q$, `[n]`, in double precision.
+        Fields, `[n, sites]`, and $\ln w=-S-\ln q$, `[n]`, in double precision.
     """
     exact, blocks = copy.deepcopy(flow).double().eval(), []
     for generator in tqdm(_generators(seed, -(-n // BLOCK)), desc="proposals", unit="block"):
@@ -56,20 +58,20 @@ def propose(flow: Flow, target: Marginal, n: int, seed: int = 0) -> tuple[Tensor
     x, log_w = (torch.cat(parts)[:n] for parts in zip(*blocks))
     return x, log_w
 
-# %% ../../nbs/lattice/08_sampler.ipynb #91a6ff8d
+# %% ../../nbs/lattice/08_sampler.ipynb #1f7ff3ed
 @dataclass(frozen=True)
 class Quality:
     """
     Hold what the weights tell of a flow.
 
-    Attributes
+    Parameters
     ----------
     ess, ess_error : float
         Effective sample size per sample, with its jackknife error.
     largest_weight : float
         Largest weight as a fraction of the sum of all.
     log_z, log_z_error : float
-        Logarithm of the partition function.
+        Logarithm of the partition function, with its error to first order in the spread of the weights.
     samples : int
         Number of weights.
     """
@@ -81,12 +83,18 @@ class Quality:
     log_z_error: float
     samples: int
 
-
+# %% ../../nbs/lattice/08_sampler.ipynb #5ab50519
 def _log_ess(log_w: Tensor) -> Tensor:
     n = math.log(log_w.shape[-1])
     return 2 * torch.logsumexp(log_w, -1) - torch.logsumexp(2 * log_w, -1) - n
 
-# %% ../../nbs/lattice/08_sampler.ipynb #ea393bfd
+# %% ../../nbs/lattice/08_sampler.ipynb #b08b8a41
+def _ess_error(log_w: Tensor, bins: int = 16) -> float:
+    parts = log_w[: len(log_w) // bins * bins].reshape(bins, -1)
+    rest = torch.stack([parts[torch.arange(bins) != i].flatten() for i in range(bins)])
+    return (_log_ess(rest).exp().std(correction=0) * math.sqrt(bins - 1)).item()
+
+# %% ../../nbs/lattice/08_sampler.ipynb #9c957527
 def quality(log_w: Tensor) -> Quality:
     """
     Judge a flow by its log-weights.
@@ -99,18 +107,14 @@ def quality(log_w: Tensor) -> Quality:
     Returns
     -------
     Quality
+        ESS, largest weight and free energy.
     """
-    n, bins = len(log_w), 16
-    parts = log_w[: n // bins * bins].reshape(bins, -1)
-    rest = torch.stack([parts[torch.arange(bins) != i].flatten() for i in range(bins)])
-    jackknife = _log_ess(rest).exp()
-    ess = _log_ess(log_w).exp().item()
-    return Quality(ess=ess, ess_error=(jackknife.std(correction=0) * math.sqrt(bins - 1)).item(),
-                   largest_weight=torch.softmax(log_w, 0).max().item(),
-                   log_z=(torch.logsumexp(log_w, 0) - math.log(n)).item(),
-                   log_z_error=math.sqrt(max(1 / ess - 1, 0) / n), samples=n)
+    n, ess = len(log_w), _log_ess(log_w).exp().item()
+    log_z = (torch.logsumexp(log_w, 0) - math.log(n)).item()
+    error = math.sqrt(max(1 / ess - 1, 0) / n)
+    return Quality(ess, _ess_error(log_w), torch.softmax(log_w, 0).max().item(), log_z, error, n)
 
-# %% ../../nbs/lattice/08_sampler.ipynb #250722ed
+# %% ../../nbs/lattice/08_sampler.ipynb #5442b9d6
 def independence_metropolis(log_w: Tensor, seed: int = 0) -> np.ndarray:
     """
     Run the accept/reject chain over independent proposals.
@@ -120,11 +124,13 @@ def independence_metropolis(log_w: Tensor, seed: int = 0) -> np.ndarray:
     log_w : Tensor
         Log-weights of the proposals, `[n]`.
     seed : int, default 0
+        Of the accept/reject decisions.
 
     Returns
     -------
     ndarray
-        For each position of the chain the number of the proposal that it holds, `[n]`; the chain starts with proposal 0.
+        For each position of the chain the number of the proposal that it holds, `[n]`; the chain starts with
+        proposal 0.
 
     References
     ----------
@@ -139,7 +145,18 @@ def independence_metropolis(log_w: Tensor, seed: int = 0) -> np.ndarray:
         held[i] = current
     return held
 
-# %% ../../nbs/lattice/08_sampler.ipynb #8029b34b
+# %% ../../nbs/lattice/08_sampler.ipynb #0ab34520
+def _complete(target: Marginal, kept: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([target.complete(part, generator) for part in kept.split(BLOCK)])
+
+# %% ../../nbs/lattice/08_sampler.ipynb #a7ad67d7
+def _attributes(accepted: np.ndarray, log_w: Tensor) -> dict[str, float]:
+    rate = accepted.mean()
+    error = math.sqrt(rate * (1 - rate) / len(accepted))
+    return {"acceptance": rate, "acceptance_error": error} | quality(log_w).__dict__
+
+# %% ../../nbs/lattice/08_sampler.ipynb #5d1cdb43
 def sample(flow: Flow, action: Phi4, n: int, seed: int = 0) -> xr.Dataset:
     """
     Sample a theory exactly, with proposals from a flow.
@@ -147,17 +164,19 @@ def sample(flow: Flow, action: Phi4, n: int, seed: int = 0) -> xr.Dataset:
     Parameters
     ----------
     flow : Flow
+        Where the proposals come from.
     action : Phi4
         Any action of the right dimension: the better the flow fits it, the higher the acceptance.
     n : int
         Length of the chain; 16384 or more for a reliable ESS.
     seed : int, default 0
+        Of all random numbers.
 
     Returns
     -------
     xarray.Dataset
-        `phi` (config, x, …), `accepted` (config), `log_weight` (config) of the proposals; attributes: what `quality` gives, the acceptance and
-        its error.
+        `phi` (config, x, …), `accepted` (config), `log_weight` (config) of the proposals; attributes: what
+        `quality` gives, the acceptance and its error.
 
     Raises
     ------
@@ -165,19 +184,12 @@ def sample(flow: Flow, action: Phi4, n: int, seed: int = 0) -> xr.Dataset:
         If n < 32.
     """
     if n < 32:
-        raise UsageError(f"n={n} is too few to sample: give 32 or more (16384 for a reliable effective sample size)")
-    streams = np.random.SeedSequence(seed).generate_state(3)
-    target = Marginal(action, flow.lattice)
+        raise UsageError(f"n={n} is too few to sample: give 32 or more "
+                         "(16384 for a reliable effective sample size)")
+    streams, target = np.random.SeedSequence(seed).generate_state(3), Marginal(action, flow.lattice)
     x, log_w = propose(flow, target, n, int(streams[0]))
     held = independence_metropolis(log_w, int(streams[1]))
-    heat_bath = torch.Generator().manual_seed(int(streams[2]))
-    phi = torch.cat([target.complete(part, heat_bath) for part in x[held].split(BLOCK)])
+    phi = to_dataarray(_complete(target, x[held], int(streams[2])), flow.lattice)
     accepted = np.concatenate([[True], held[1:] != held[:-1]])
-    return xr.Dataset({"phi": to_dataarray(phi, flow.lattice), "accepted": ("config", accepted),
-                       "log_weight": ("config", log_w.numpy())}, attrs=_attributes(accepted, log_w))
-
-
-def _attributes(accepted: np.ndarray, log_w: Tensor) -> dict[str, float]:
-    rate = accepted.mean()
-    error = math.sqrt(rate * (1 - rate) / len(accepted))
-    return {"acceptance": rate, "acceptance_error": error} | quality(log_w).__dict__
+    data = {"phi": phi, "accepted": ("config", accepted), "log_weight": ("config", log_w.numpy())}
+    return xr.Dataset(data, attrs=_attributes(accepted, log_w))
