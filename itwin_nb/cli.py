@@ -97,9 +97,9 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 # %% ../nbs/cli.ipynb #c84d679a
 def _gentle_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    for number in (signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])):
+        signal.signal(number, signal.default_int_handler)
 
 # %% ../nbs/cli.ipynb #8856e1ed
 def _quiet() -> None:
@@ -316,17 +316,10 @@ def _verdict(error: BaseException) -> tuple[str, int]:
     what = f"{type(error).__name__}: {error}"
     return f"This is a fault in itwin_nb ({what}): please report it with what --debug shows.", 1
 
-# %% ../nbs/cli.ipynb #b1e0aa45
-def _separate(arguments: list[str]) -> list[str]:
-    separated = []
-    for before, word in zip([None, *arguments], arguments):
-        separated += word.split("=", 1) if before == "-p" and "=" in word else [word]
-    return separated
-
 # %% ../nbs/cli.ipynb #ff090de8
 def _invoke(arguments: list[str]) -> int:
     try:
-        with cli.make_context("itwin", _separate(arguments)) as context:
+        with cli.make_context("itwin", arguments) as context:
             cli.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

@@ -5,9 +5,16 @@
 # %% auto #0
 __all__ = ['VIEW', 'Report', 'Stop', 'GRACE', 'Bars', 'tidy', 'Stopped', 'translate', 'execute']
 
+# %% ../../nbs/compute/01_engine.ipynb #f9533b01
+import sys
+
+# %% ../../nbs/compute/01_engine.ipynb #6e4b4549
+sys.modules.setdefault("rfc3987_syntax", None)
+
 # %% ../../nbs/compute/01_engine.ipynb #857e70b9
 import asyncio
 import html
+import logging
 import os
 import signal
 import tempfile
@@ -27,6 +34,7 @@ from nbformat.v4 import new_output
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from papermill.log import logger as papermill_log
 from tqdm.std import Bar
 
 from ..core import errors
@@ -341,4 +349,5 @@ def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, A
 # %% ../../nbs/compute/01_engine.ipynb #20b130bc
 def _papermill(notebook: str | Path, target: str | Path, parameters: Mapping, options: Mapping) -> None:
     fixed = {"engine_name": "itwin", "kernel_name": "python3", "language": "python", "progress_bar": False}
+    papermill_log.setLevel(logging.ERROR)
     papermill.execute_notebook(_literal(notebook), _literal(target), dict(parameters), **fixed, **options)

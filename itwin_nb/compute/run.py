@@ -175,7 +175,7 @@ def write_page(notebook: str | Path, target: str | Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/compute/02_run.ipynb #fa4d3c9e
-_EVERY = 30.0  # seconds between two lines of a log
+_EVERY = 60.0  # seconds between two lines of a log
 
 # %% ../../nbs/compute/02_run.ipynb #c423ff86
 class Display:
@@ -221,9 +221,11 @@ def _draw(self: Display) -> None:
 @patch
 def close(self: Display) -> None:
     """End the current section, and clear the live line."""
+    if self.live:
+        self._print("\r\x1b[K", "")
     if self.live and self._place:
         seconds = time.monotonic() - self._section
-        self._print(f"\r\x1b[K{self._place['heading'] or 'begin'}  {seconds:.1f} s", "\n")
+        self._print(f"{self._place['heading'] or 'begin'}  {seconds:.1f} s", "\n")
     self._place, self._bar, self._section = {}, "", time.monotonic()
 
 # %% ../../nbs/compute/02_run.ipynb #1ca1a3e9
@@ -247,15 +249,16 @@ def _execute(job: Mapping[str, Any], report: "Report", stop: "Stop") -> Exceptio
             execute(job["notebook"], temporary, job["parameters"], report, stop, job["cwd"])
         except (ItwinError, Stopped) as failed:
             error = failed
-    with suppress(OutputError) if error else suppress():
-        write_page(target, target.with_suffix(".html"))
+    if not isinstance(error, UsageError):
+        with suppress(OutputError) if error else suppress():
+            write_page(target, target.with_suffix(".html"))
     return error
 
 # %% ../../nbs/compute/02_run.ipynb #d4098b25
 def _task(job: Mapping[str, Any], topic: str) -> Exception | None:
-    from dask.distributed import Event, get_worker
+    from dask.distributed import Event, get_client, get_worker
 
-    worker, stop = get_worker(), Event(topic)
+    worker, stop = get_worker(), Event(topic, client=get_client())
     try:
         return _execute(job, lambda event: worker.log_event(topic, event), stop.is_set)
     except ItwinError as error:
@@ -269,7 +272,8 @@ def _client(on: "str | Client") -> "Iterator[Client]":
     if not isinstance(on, str):
         yield on
     else:
-        with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        options = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
+        with Client(**options, dashboard_address="localhost:0") as client:
             yield client
 
 # %% ../../nbs/compute/02_run.ipynb #c323efc3
@@ -379,9 +383,11 @@ def _results(workflow: Workflow, folder: Path) -> dict[str, dict]:
 # %% ../../nbs/compute/02_run.ipynb #15c21c5e
 def _run_job(job: Mapping[str, Any], on: "str | Client", progress: bool) -> Exception | None:
     display = Display(sys.stderr) if progress else None
-    with _client(on) as client:
-        try:
-            return _wait(client, job, display or (lambda event: None))
-        finally:
-            if display:
-                display.close()
+    show = display or (lambda event: None)
+    show({})
+    try:
+        with _client(on) as client:
+            return _wait(client, job, show)
+    finally:
+        if display:
+            display.close()

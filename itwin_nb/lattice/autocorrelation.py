@@ -322,7 +322,7 @@ def plot_autocorrelation(estimate: Estimate, title: str = "") -> Any:
     lags = np.arange(min(2 * window + 1, len(estimate.rho)))
     tau = np.cumsum(estimate.rho)[lags] - 0.5
     dtau = 2 * tau * np.sqrt(np.maximum(lags + 0.5 - tau, 0) / n)
-    figure, axes = plt.subplots(1, 2, figsize=(7, 2.7))
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.7), layout="constrained")
     axes[0].errorbar(lags, estimate.rho[lags], _rho_error(estimate.rho, n, window)[lags], fmt=".")
     axes[1].errorbar(lags, tau, dtau, fmt=".")
     for axis, label in zip(axes, (r"$\rho(t)$", r"$\tau_\mathrm{int}(W)$"), strict=True):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Lattice', 'Sublattice', 'circulant', 'to_dataarray']
 
-# %% ../../nbs/lattice/00_fields.ipynb #00385018
+# %% ../../nbs/lattice/00_fields.ipynb #699a5bcf
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..core.errors import UsageError
 
-# %% ../../nbs/lattice/00_fields.ipynb #6d5ba064
+# %% ../../nbs/lattice/00_fields.ipynb #4dd1da05
 def _check_shape(shape: tuple[int, ...]) -> None:
     if not 1 <= len(shape) <= 4 or any(not isinstance(n, int) or n < 1 for n in shape):
         raise UsageError(f"lattice shape {shape} is not valid: give 1 to 4 extents, each a whole number >= 1")
 
-# %% ../../nbs/lattice/00_fields.ipynb #a33087e9
+# %% ../../nbs/lattice/00_fields.ipynb #44960ed1
 @dataclass(frozen=True)
 class Lattice:
     """
@@ -44,7 +44,7 @@ class Lattice:
     def __post_init__(self) -> None:
         _check_shape(self.shape)
 
-# %% ../../nbs/lattice/00_fields.ipynb #75fe24bb
+# %% ../../nbs/lattice/00_fields.ipynb #df5cce36
 @patch(as_prop=True)
 def ndim(self: Lattice) -> int:
     """Count the directions."""
@@ -56,32 +56,32 @@ def volume(self: Lattice) -> int:
     """Count the sites."""
     return math.prod(self.shape)
 
-# %% ../../nbs/lattice/00_fields.ipynb #2135184a
+# %% ../../nbs/lattice/00_fields.ipynb #1feca8fb
 @patch(as_prop=True)
 def coordinates(self: Lattice) -> Tensor:
     """Give the coordinates of all sites, `[volume, ndim]`, in C order."""
     return torch.cartesian_prod(*(torch.arange(n) for n in self.shape)).reshape(self.volume, self.ndim)
 
-# %% ../../nbs/lattice/00_fields.ipynb #cb3a7781
+# %% ../../nbs/lattice/00_fields.ipynb #9e4edded
 @patch(as_prop=True)
 def bipartite(self: Lattice) -> bool:
     """Tell whether all neighbours of even sites are odd (every extent is even)."""
     return all(n % 2 == 0 for n in self.shape)
 
-# %% ../../nbs/lattice/00_fields.ipynb #574a492a
+# %% ../../nbs/lattice/00_fields.ipynb #ae87a6e7
 @patch
 def momenta(self: Lattice) -> list[Tensor]:
     r"""Give the components $k_\mu$ of all momenta in radians, each shaped like the lattice, in FFT order."""
     axes = [2 * math.pi * torch.arange(n, dtype=torch.float64) / n for n in self.shape]
     return list(torch.meshgrid(*axes, indexing="ij"))
 
-# %% ../../nbs/lattice/00_fields.ipynb #b0486b8a
+# %% ../../nbs/lattice/00_fields.ipynb #3eea5d29
 @patch
 def khat2(self: Lattice) -> Tensor:
     r"""Give $\hat k^2=\sum_\mu 4\sin^2(k_\mu/2)$ for every momentum, shaped like the lattice."""
     return sum(4 * torch.sin(k / 2) ** 2 for k in self.momenta())
 
-# %% ../../nbs/lattice/00_fields.ipynb #0e2b3897
+# %% ../../nbs/lattice/00_fields.ipynb #0f3794c8
 @dataclass(frozen=True)
 class Sublattice:
     """
@@ -101,7 +101,7 @@ class Sublattice:
         sites = self.lattice.coordinates
         return sites[sites.sum(1) % 2 == 1] if self.odd else sites
 
-# %% ../../nbs/lattice/00_fields.ipynb #1223f7c7
+# %% ../../nbs/lattice/00_fields.ipynb #f4ea3e9e
 @patch(as_prop=True)
 def odd(self: Sublattice) -> bool:
     """Tell whether this is the odd half of a bipartite lattice."""
@@ -113,7 +113,7 @@ def volume(self: Sublattice) -> int:
     """Count the selected sites."""
     return len(self.coordinates)
 
-# %% ../../nbs/lattice/00_fields.ipynb #78992f86
+# %% ../../nbs/lattice/00_fields.ipynb #bd68a8fb
 @patch
 def kappa(self: Sublattice) -> Tensor:
     r"""Give $\kappa(k)\in[0,1]$ for every momentum of the lattice, shaped like it."""
@@ -122,7 +122,7 @@ def kappa(self: Sublattice) -> Tensor:
         return self.lattice.khat2() / (4 * d)
     return 1 - (sum(torch.cos(k) for k in self.lattice.momenta()) / d) ** 2
 
-# %% ../../nbs/lattice/00_fields.ipynb #0b52ee46
+# %% ../../nbs/lattice/00_fields.ipynb #93e2c43a
 @patch
 def displacements(self: Sublattice) -> Tensor:
     """Give for every pair of sites the flat index of `x - y` (mod shape), `[volume, volume]`."""
@@ -130,7 +130,7 @@ def displacements(self: Sublattice) -> Tensor:
     strides = torch.tensor([math.prod(shape[d + 1:]) for d in range(len(shape))])
     return (((self.coordinates[:, None] - self.coordinates[None]) % torch.tensor(shape)) * strides).sum(-1)
 
-# %% ../../nbs/lattice/00_fields.ipynb #038f4b79
+# %% ../../nbs/lattice/00_fields.ipynb #46507c2c
 def circulant(spectrum: Tensor, displacements: Tensor, ndim: int) -> Tensor:
     """
     Turn spectra into translation-invariant matrices between the selected sites.
@@ -152,7 +152,7 @@ def circulant(spectrum: Tensor, displacements: Tensor, ndim: int) -> Tensor:
     kernel = torch.fft.ifftn(spectrum, dim=tuple(range(-ndim, 0))).real
     return kernel.flatten(-ndim)[..., displacements]
 
-# %% ../../nbs/lattice/00_fields.ipynb #58ade7ac
+# %% ../../nbs/lattice/00_fields.ipynb #29592823
 def to_dataarray(phi: Tensor, lattice: Lattice) -> xr.DataArray:
     """
     Name the dimensions of a batch of scalar fields.

@@ -6,7 +6,7 @@
 __all__ = ['BOUND', 'MASSES2', 'Layer', 'check_layer', 'SpectralScale', 'odd_spline', 'ZeroMode', 'Coupling', 'ContinuousFlow',
            'Flow']
 
-# %% ../../nbs/lattice/04_flows.ipynb #f27b1ec2
+# %% ../../nbs/lattice/04_flows.ipynb #f7936fa4
 import itertools
 import math
 
@@ -18,14 +18,14 @@ from torch.nn.functional import pad, softmax, softplus
 from ..core.errors import UsageError
 from .fields import Lattice, Sublattice, circulant
 
-# %% ../../nbs/lattice/04_flows.ipynb #d3ee9bba
+# %% ../../nbs/lattice/04_flows.ipynb #2975a95e
 class Layer(nn.Module):
     """Map fields one to one, with the log-determinant of the Jacobian; the base of the layers of a flow."""
 
     def __init__(self) -> None:
         super().__init__()
 
-# %% ../../nbs/lattice/04_flows.ipynb #2aea0288
+# %% ../../nbs/lattice/04_flows.ipynb #5a1942ad
 @patch
 def forward(self: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
     """
@@ -43,7 +43,7 @@ def forward(self: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-# %% ../../nbs/lattice/04_flows.ipynb #eb413c0a
+# %% ../../nbs/lattice/04_flows.ipynb #4d00cf09
 @patch
 def inverse(self: Layer, y: Tensor) -> tuple[Tensor, Tensor]:
     """
@@ -61,7 +61,7 @@ def inverse(self: Layer, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     raise NotImplementedError(f"{type(self).__name__} has no inverse")
 
-# %% ../../nbs/lattice/04_flows.ipynb #470fc934
+# %% ../../nbs/lattice/04_flows.ipynb #eb3dcd2f
 def check_layer(layer: nn.Module, x: Tensor) -> tuple[float, float, float]:
     """
     Measure how exact a layer is, against automatic differentiation.
@@ -84,12 +84,12 @@ def check_layer(layer: nn.Module, x: Tensor) -> tuple[float, float, float]:
     errors = log_det - torch.linalg.slogdet(jacobian)[1], layer.inverse(y)[0] - x, layer(-x)[0] + y
     return tuple(e.abs().max().item() for e in errors)
 
-# %% ../../nbs/lattice/04_flows.ipynb #5d55e02e
+# %% ../../nbs/lattice/04_flows.ipynb #47796b44
 def _polynomials(kappa: Tensor, order: int) -> Tensor:
     angle = torch.arccos((2 * kappa - 1).clamp(-1, 1))
     return torch.stack([torch.cos(n * angle) for n in range(1, order + 1)])
 
-# %% ../../nbs/lattice/04_flows.ipynb #6f541447
+# %% ../../nbs/lattice/04_flows.ipynb #c39d88ba
 class SpectralScale(Layer):
     """
     Give white noise a learned power spectrum.
@@ -116,21 +116,21 @@ class SpectralScale(Layer):
         self.register_buffer("polynomials", _polynomials(sites.kappa(), order).float(), persistent=False)
         self.register_buffer("displacements", sites.displacements(), persistent=False)
 
-# %% ../../nbs/lattice/04_flows.ipynb #303eb1c1
+# %% ../../nbs/lattice/04_flows.ipynb #9b9598ee
 @patch
 def log_spectrum(self: SpectralScale) -> Tensor:
     r"""Give $\ln C(k)$, shaped like the lattice."""
     correction = torch.tensordot(self.chebyshev, self.polynomials, 1)
     return self.log_amplitude - torch.log(self.kappa + self.log_mass2.exp()) + correction
 
-# %% ../../nbs/lattice/04_flows.ipynb #73c1fb1d
+# %% ../../nbs/lattice/04_flows.ipynb #1e4742a2
 @patch
 def _apply_spectrum(self: SpectralScale, x: Tensor, sign: float) -> tuple[Tensor, Tensor]:
     half = 0.5 * sign * self.log_spectrum()
     log_det = (self.fraction * half.sum()).expand(x.shape[0])
     return x @ circulant(half.exp(), self.displacements, self.ndim), log_det
 
-# %% ../../nbs/lattice/04_flows.ipynb #bda523c1
+# %% ../../nbs/lattice/04_flows.ipynb #0db13d48
 @patch
 def forward(self: SpectralScale, x: Tensor) -> tuple[Tensor, Tensor]:
     """Colour the noise `x`."""
@@ -142,7 +142,7 @@ def inverse(self: SpectralScale, y: Tensor) -> tuple[Tensor, Tensor]:
     """Whiten the field `y`."""
     return self._apply_spectrum(y, -1.0)
 
-# %% ../../nbs/lattice/04_flows.ipynb #edee6397
+# %% ../../nbs/lattice/04_flows.ipynb #f15c4a10
 BOUND = 3.0
 
 
@@ -152,7 +152,7 @@ def _knots(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     slopes = softplus(raw[..., 2 * bins:3 * bins + 1] + math.log(math.e - 1))
     return widths, heights, slopes
 
-# %% ../../nbs/lattice/04_flows.ipynb #67944675
+# %% ../../nbs/lattice/04_flows.ipynb #a1029945
 def _locate(x: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     edges = pad(sizes.cumsum(-1), (1, 0))
     k = (x[..., None] >= edges[..., 1:-1]).sum(-1, keepdim=True)
@@ -162,14 +162,14 @@ def _locate(x: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
 def _at_bin(k: Tensor, *tables: Tensor) -> list[Tensor]:
     return [torch.gather(v.expand(*k.shape[:-1], v.shape[-1]), -1, k)[..., 0] for v in tables]
 
-# %% ../../nbs/lattice/04_flows.ipynb #d0cedf7f
+# %% ../../nbs/lattice/04_flows.ipynb #4602c294
 def _bin_slope(xi: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
     mix = xi * (1 - xi)
     denominator = s + (d1 + d0 - 2 * s) * mix
     numerator = s**2 * (d1 * xi**2 + 2 * s * mix + d0 * (1 - xi) ** 2)
     return denominator, numerator.log() - 2 * denominator.log()
 
-# %% ../../nbs/lattice/04_flows.ipynb #aabee9f4
+# %% ../../nbs/lattice/04_flows.ipynb #842278ce
 def _forward_bin(x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
     k, x_edges = _locate(x, widths)
     y_edges = pad(heights.cumsum(-1), (1, 0))
@@ -178,7 +178,7 @@ def _forward_bin(x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor) -> 
     denominator, log_slope = _bin_slope(xi, s, d0, d1)
     return y0 + h * (s * xi**2 + d0 * xi * (1 - xi)) / denominator, log_slope
 
-# %% ../../nbs/lattice/04_flows.ipynb #0320818e
+# %% ../../nbs/lattice/04_flows.ipynb #f858c9df
 def _inverse_bin(y: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
     k, y_edges = _locate(y, heights)
     x_edges = pad(widths.cumsum(-1), (1, 0))
@@ -189,7 +189,7 @@ def _inverse_bin(y: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor) -> 
     xi = 2 * c / (-b - (b**2 - 4 * a * c).clamp(min=0).sqrt())
     return x0 + w * xi, _bin_slope(xi, s, d0, d1)[1]
 
-# %% ../../nbs/lattice/04_flows.ipynb #e6d48462
+# %% ../../nbs/lattice/04_flows.ipynb #09e04acf
 def _half_spline(v: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     widths, heights, slopes = _knots(raw)
     inside, tail = v < BOUND, slopes[..., -1]
@@ -198,7 +198,7 @@ def _half_spline(v: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]
     linear = BOUND + (v - BOUND) * (1 / tail if inverse else tail)
     return torch.where(inside, y, linear), torch.where(inside, log_slope, tail.log())
 
-# %% ../../nbs/lattice/04_flows.ipynb #a730fe03
+# %% ../../nbs/lattice/04_flows.ipynb #e9a28cca
 def odd_spline(x: Tensor, raw: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
     """
     Apply an odd, monotone rational-quadratic spline elementwise, after a learned rescaling.
@@ -229,7 +229,7 @@ def odd_spline(x: Tensor, raw: Tensor, inverse: bool = False) -> tuple[Tensor, T
         return torch.sign(x) * y * (-scale).exp(), -log_slope - scale
     return torch.sign(x) * y, log_slope + scale
 
-# %% ../../nbs/lattice/04_flows.ipynb #878341b0
+# %% ../../nbs/lattice/04_flows.ipynb #891fc9c9
 class ZeroMode(Layer):
     """
     Map the mean of the field by an odd spline.
@@ -247,7 +247,7 @@ class ZeroMode(Layer):
         self.raw = nn.Parameter(torch.zeros(3 * bins + 2))
         self.log_width = nn.Parameter(torch.tensor(-1.0))
 
-# %% ../../nbs/lattice/04_flows.ipynb #771e5c92
+# %% ../../nbs/lattice/04_flows.ipynb #6a230cdb
 @patch
 def _shift_mean(self: ZeroMode, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     mean = x.mean(1, keepdim=True)
@@ -255,7 +255,7 @@ def _shift_mean(self: ZeroMode, x: Tensor, inverse: bool) -> tuple[Tensor, Tenso
     new, log_slope = odd_spline(mean / width, self.raw, inverse)
     return x + (new * width - mean), log_slope[:, 0]
 
-# %% ../../nbs/lattice/04_flows.ipynb #54631dd2
+# %% ../../nbs/lattice/04_flows.ipynb #1de63d65
 @patch
 def forward(self: ZeroMode, x: Tensor) -> tuple[Tensor, Tensor]:
     """Map the mean of `x`."""
@@ -267,13 +267,13 @@ def inverse(self: ZeroMode, y: Tensor) -> tuple[Tensor, Tensor]:
     """Map the mean of `y` back."""
     return self._shift_mean(y, inverse=True)
 
-# %% ../../nbs/lattice/04_flows.ipynb #0e5b8dde
+# %% ../../nbs/lattice/04_flows.ipynb #58f3eea8
 def _colour(sites: Sublattice, x: Tensor) -> Tensor:
     if not sites.odd:
         return x.sum(-1) % 2
     return (x[..., 0] if sites.lattice.ndim > 1 else x[..., 0] // 2) % 2
 
-# %% ../../nbs/lattice/04_flows.ipynb #8b820bd9
+# %% ../../nbs/lattice/04_flows.ipynb #6c1746c8
 def _neighbourhood(sites: Sublattice, reach2: float) -> list[tuple[int, ...]]:
     reach, origin = math.isqrt(int(reach2)), sites.coordinates[0]
     steps = torch.tensor(list(itertools.product(range(-reach, reach + 1), repeat=sites.lattice.ndim)))
@@ -282,7 +282,7 @@ def _neighbourhood(sites: Sublattice, reach2: float) -> list[tuple[int, ...]]:
     other = _colour(sites, origin + steps + 4 * reach2) != _colour(sites, origin + 4 * reach2)
     return [tuple(s) for s in steps[near & on_sites & other].tolist()]
 
-# %% ../../nbs/lattice/04_flows.ipynb #cebd4303
+# %% ../../nbs/lattice/04_flows.ipynb #5537947c
 def _gather_table(sites: Sublattice, colour: int, reach2: int) -> tuple[Tensor, Tensor, Tensor]:
     xs, shape = sites.coordinates, torch.tensor(sites.lattice.shape)
     is_active = _colour(sites, xs) == colour
@@ -295,7 +295,7 @@ def _gather_table(sites: Sublattice, colour: int, reach2: int) -> tuple[Tensor, 
                          "give even extents (in one dimension a multiple of 4)")
     return torch.where(is_active)[0], torch.where(~is_active)[0], table
 
-# %% ../../nbs/lattice/04_flows.ipynb #6ba19287
+# %% ../../nbs/lattice/04_flows.ipynb #011db7ef
 class Coupling(Layer):
     """
     Change one colour of the sublattice, given the other.
@@ -333,7 +333,7 @@ class Coupling(Layer):
             self.register_buffer(name, index, persistent=False)
         self._add_network(hidden, 1 if kind == "affine" else 3 * bins + 2)
 
-# %% ../../nbs/lattice/04_flows.ipynb #80d7d5b7
+# %% ../../nbs/lattice/04_flows.ipynb #cea1c5dd
 @patch
 def _add_network(self: Coupling, hidden: int, numbers: int) -> None:
     self.first = nn.Linear(self.table.shape[1], hidden, bias=False)
@@ -351,7 +351,7 @@ def _conditioner(self: Coupling, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     before, after = self.shift(u).unbind(-1)
     return before, after, self.shape(u**2)
 
-# %% ../../nbs/lattice/04_flows.ipynb #43d33c5d
+# %% ../../nbs/lattice/04_flows.ipynb #ab859a24
 @patch
 def _transform(self: Coupling, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     before, after, shape = self._conditioner(x)
@@ -364,7 +364,7 @@ def _transform(self: Coupling, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor
         v, log_slope = odd_spline(v, shape, inverse)
     return x.index_copy(1, self.active, v + leave), log_slope.sum(1)
 
-# %% ../../nbs/lattice/04_flows.ipynb #3d775ab1
+# %% ../../nbs/lattice/04_flows.ipynb #da78fea5
 @patch
 def forward(self: Coupling, x: Tensor) -> tuple[Tensor, Tensor]:
     """Change the active sites of `x`."""
@@ -376,7 +376,7 @@ def inverse(self: Coupling, y: Tensor) -> tuple[Tensor, Tensor]:
     """Change the active sites of `y` back."""
     return self._transform(y, inverse=True)
 
-# %% ../../nbs/lattice/04_flows.ipynb #500ba09d
+# %% ../../nbs/lattice/04_flows.ipynb #840f0c97
 MASSES2 = (0.01, 0.05, 0.25, 1.0)
 
 
@@ -389,7 +389,7 @@ def _filter_basis(sites: Sublattice) -> Tensor:
         local = [sum(torch.cos(q) for q in k) / d]
     return torch.stack([torch.ones_like(kappa), *local, *(m / (kappa + m) for m in MASSES2)])
 
-# %% ../../nbs/lattice/04_flows.ipynb #511c701f
+# %% ../../nbs/lattice/04_flows.ipynb #9e163359
 class ContinuousFlow(Layer):
     """
     Transport the field along a velocity that acts on several scales at once.
@@ -416,7 +416,7 @@ class ContinuousFlow(Layer):
         self.register_buffer("basis", basis, persistent=False)
         self.register_buffer("displacements", sites.displacements(), persistent=False)
 
-# %% ../../nbs/lattice/04_flows.ipynb #1fd68f6b
+# %% ../../nbs/lattice/04_flows.ipynb #5e3053d1
 @patch
 def _add_weights(self: ContinuousFlow, kernels: int, filters: int, features: int) -> None:
     scales = torch.eye(kernels)[[0, *(kernels - 1 - r % (kernels - 1) for r in range(filters - 1))]]
@@ -425,7 +425,7 @@ def _add_weights(self: ContinuousFlow, kernels: int, filters: int, features: int
     self.omega = nn.Parameter(torch.linspace(0.7, 4.0, features).repeat(filters, 1))
     self.amplitude = nn.Parameter(0.01 * torch.randn(3, filters, features))
 
-# %% ../../nbs/lattice/04_flows.ipynb #4142908c
+# %% ../../nbs/lattice/04_flows.ipynb #caacd1b9
 @patch
 def _matrices(self: ContinuousFlow) -> tuple[Tensor, Tensor, Tensor]:
     spectra = torch.tensordot(torch.cat([self.look, self.push]), self.basis, 1)
@@ -433,7 +433,7 @@ def _matrices(self: ContinuousFlow) -> tuple[Tensor, Tensor, Tensor]:
     overlap = (look[:, 0] * push[:, 0]).sum(1)
     return torch.cat(list(look), 1), torch.cat(list(push), 0), overlap
 
-# %% ../../nbs/lattice/04_flows.ipynb #574feed6
+# %% ../../nbs/lattice/04_flows.ipynb #96110310
 @patch
 def velocity(self: ContinuousFlow, x: Tensor, t: float,
              matrices: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -461,7 +461,7 @@ def velocity(self: ContinuousFlow, x: Tensor, t: float,
     slope = torch.cos(phase).sum(2) * (amplitude * self.omega * overlap[:, None])
     return g.flatten(1) @ push, slope.sum((1, 2))
 
-# %% ../../nbs/lattice/04_flows.ipynb #74fdc1d2
+# %% ../../nbs/lattice/04_flows.ipynb #da133664
 @patch
 def _change(self: ContinuousFlow, x: Tensor, t: float, dt: float, matrices: tuple) -> tuple[Tensor, Tensor]:
     k1, d1 = self.velocity(x, t, matrices)
@@ -470,7 +470,7 @@ def _change(self: ContinuousFlow, x: Tensor, t: float, dt: float, matrices: tupl
     k4, d4 = self.velocity(x + dt * k3, t + dt, matrices)
     return dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4), dt / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
 
-# %% ../../nbs/lattice/04_flows.ipynb #347df2ba
+# %% ../../nbs/lattice/04_flows.ipynb #f82e37c5
 @patch
 def _integrate(self: ContinuousFlow, x: Tensor, start: float, stop: float) -> tuple[Tensor, Tensor]:
     steps = self.steps if self.training else 2 * self.steps
@@ -481,7 +481,7 @@ def _integrate(self: ContinuousFlow, x: Tensor, start: float, stop: float) -> tu
         x, log_det = x + dx, log_det + divergence
     return x, log_det
 
-# %% ../../nbs/lattice/04_flows.ipynb #1d15340b
+# %% ../../nbs/lattice/04_flows.ipynb #dd6b1e69
 @patch
 def forward(self: ContinuousFlow, x: Tensor) -> tuple[Tensor, Tensor]:
     """Transport `x` from t = 0 to 1."""
@@ -493,7 +493,7 @@ def inverse(self: ContinuousFlow, y: Tensor) -> tuple[Tensor, Tensor]:
     """Transport `y` from t = 1 back to 0."""
     return self._integrate(y, 1.0, 0.0)
 
-# %% ../../nbs/lattice/04_flows.ipynb #d15085e5
+# %% ../../nbs/lattice/04_flows.ipynb #65947fe6
 def _check_config(config: dict) -> None:
     if config["coupling"] not in ("spline", "affine"):
         raise UsageError(f"coupling {config['coupling']!r} is not known: choose 'spline' or 'affine'")
@@ -501,7 +501,7 @@ def _check_config(config: dict) -> None:
         if not isinstance(config[name], int) or config[name] < least:
             raise UsageError(f"{name}={config[name]!r} is not valid: give a whole number >= {least}")
 
-# %% ../../nbs/lattice/04_flows.ipynb #6e00c6a4
+# %% ../../nbs/lattice/04_flows.ipynb #9c02f1bc
 class Flow(nn.Module):
     """
     Map independent unit-Gaussian noise to a scalar lattice field, with its exact density.
@@ -538,7 +538,7 @@ class Flow(nn.Module):
         self.lattice = Lattice(tuple(shape))
         self._add_layers(Sublattice(self.lattice))
 
-# %% ../../nbs/lattice/04_flows.ipynb #f1672d0b
+# %% ../../nbs/lattice/04_flows.ipynb #f6f64793
 @patch
 def _add_layers(self: Flow, sites: Sublattice) -> None:
     with torch.random.fork_rng(devices=[]):
@@ -556,7 +556,7 @@ def _build(self: Flow, sites: Sublattice) -> list[nn.Module]:
     kind = dict(kind=c["coupling"], hidden=c["hidden"], bins=4, reach2=c["reach2"])
     return layers + [Coupling(sites, i % 2, **kind) for i in range(c["layers"])]
 
-# %% ../../nbs/lattice/04_flows.ipynb #b239fdd1
+# %% ../../nbs/lattice/04_flows.ipynb #f87462ee
 @patch
 def draw_noise(self: Flow, n: int, generator: torch.Generator) -> Tensor:
     """
@@ -578,11 +578,11 @@ def draw_noise(self: Flow, n: int, generator: torch.Generator) -> Tensor:
     size, like = (n, len(first.displacements)), first.kappa
     return torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
 
-# %% ../../nbs/lattice/04_flows.ipynb #486df4d8
+# %% ../../nbs/lattice/04_flows.ipynb #47359045
 def _log_normal(z: Tensor) -> Tensor:
     return -0.5 * (z**2).sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi)
 
-# %% ../../nbs/lattice/04_flows.ipynb #7de0b182
+# %% ../../nbs/lattice/04_flows.ipynb #882c93c0
 @patch
 def forward(self: Flow, z: Tensor) -> tuple[Tensor, Tensor]:
     """
@@ -604,7 +604,7 @@ def forward(self: Flow, z: Tensor) -> tuple[Tensor, Tensor]:
         log_q = log_q - log_det
     return z, log_q
 
-# %% ../../nbs/lattice/04_flows.ipynb #611076b5
+# %% ../../nbs/lattice/04_flows.ipynb #1983e9b8
 @patch
 def log_prob(self: Flow, x: Tensor) -> Tensor:
     """
@@ -626,7 +626,7 @@ def log_prob(self: Flow, x: Tensor) -> Tensor:
         total = total + log_det
     return total + _log_normal(x)
 
-# %% ../../nbs/lattice/04_flows.ipynb #efd5988c
+# %% ../../nbs/lattice/04_flows.ipynb #95cf18b5
 @patch
 def resize(self: Flow, shape: tuple[int, ...]) -> Flow:
     """

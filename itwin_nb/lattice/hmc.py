@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['XI', 'INTEGRATORS', 'BLOCK', 'trajectory', 'HMC']
 
-# %% ../../nbs/lattice/02_hmc.ipynb #d9679d7c
+# %% ../../nbs/lattice/02_hmc.ipynb #ecda5fe5
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,14 @@ from .actions import Phi4
 from .fields import Lattice, to_dataarray
 from ..learn.checkpoint import flat, load_tensors, save_tensors
 
-# %% ../../nbs/lattice/02_hmc.ipynb #c2d38545
+# %% ../../nbs/lattice/02_hmc.ipynb #d4879a21
 XI = 0.1931833275037836
 INTEGRATORS = {
     "leapfrog": ((0.5, 1.0), (0.5, 0.0)),
     "omelyan": ((XI, 0.5), (1 - 2 * XI, 0.5), (XI, 0.0)),
 }
 
-# %% ../../nbs/lattice/02_hmc.ipynb #55415222
+# %% ../../nbs/lattice/02_hmc.ipynb #c5406a21
 def _step(phi: Tensor, pi: Tensor, force: Callable, dt: float, fractions: tuple) -> tuple[Tensor, Tensor]:
     for drift, kick in fractions:
         phi = phi + drift * dt * pi
@@ -37,7 +37,7 @@ def _step(phi: Tensor, pi: Tensor, force: Callable, dt: float, fractions: tuple)
             pi = pi + kick * dt * force(phi)
     return phi, pi
 
-# %% ../../nbs/lattice/02_hmc.ipynb #f014e512
+# %% ../../nbs/lattice/02_hmc.ipynb #082355bd
 def trajectory(phi: Tensor, pi: Tensor, force: Callable[[Tensor], Tensor], tau: float, steps: int,
                integrator: str = "omelyan") -> tuple[Tensor, Tensor]:
     r"""
@@ -65,7 +65,7 @@ def trajectory(phi: Tensor, pi: Tensor, force: Callable[[Tensor], Tensor], tau: 
         phi, pi = _step(phi, pi, force, tau / steps, INTEGRATORS[integrator])
     return phi, pi
 
-# %% ../../nbs/lattice/02_hmc.ipynb #64d4bce4
+# %% ../../nbs/lattice/02_hmc.ipynb #23b32d73
 def _check_settings(hmc: "HMC") -> None:
     Lattice(tuple(hmc.shape))
     if hmc.chains < 1 or hmc.steps < 1 or not hmc.tau > 0:
@@ -74,7 +74,7 @@ def _check_settings(hmc: "HMC") -> None:
         names = ", ".join(INTEGRATORS)
         raise UsageError(f"integrator {hmc.integrator!r} is not known: choose one of {names}")
 
-# %% ../../nbs/lattice/02_hmc.ipynb #b2ccabc3
+# %% ../../nbs/lattice/02_hmc.ipynb #f0e35753
 @dataclass(frozen=True)
 class HMC:
     """
@@ -115,7 +115,7 @@ class HMC:
     def __post_init__(self) -> None:
         _check_settings(self)
 
-# %% ../../nbs/lattice/02_hmc.ipynb #c4046bf5
+# %% ../../nbs/lattice/02_hmc.ipynb #d8a09cd9
 @patch
 def start(self: HMC, seed: int) -> dict:
     """
@@ -135,12 +135,12 @@ def start(self: HMC, seed: int) -> dict:
     phi = 0.1 * torch.randn(self.chains, *self.shape, generator=generator, dtype=torch.float64)
     return {"phi": phi, "generator": generator.get_state(), "trajectory": 0}
 
-# %% ../../nbs/lattice/02_hmc.ipynb #4c25c146
+# %% ../../nbs/lattice/02_hmc.ipynb #1a9c2b64
 @patch
 def _energy(self: HMC, phi: Tensor, pi: Tensor) -> Tensor:
     return self.action(phi) + 0.5 * (pi**2).flatten(1).sum(1)
 
-# %% ../../nbs/lattice/02_hmc.ipynb #39bb4172
+# %% ../../nbs/lattice/02_hmc.ipynb #256d0620
 @patch
 def advance(self: HMC, phi: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     r"""
@@ -165,7 +165,7 @@ def advance(self: HMC, phi: Tensor, generator: torch.Generator) -> tuple[Tensor,
     accept = torch.rand(len(phi), generator=generator, dtype=phi.dtype) < torch.exp(-delta)
     return torch.where(accept.reshape(-1, *[1] * (phi.ndim - 1)), new, phi), delta, accept
 
-# %% ../../nbs/lattice/02_hmc.ipynb #324a4543
+# %% ../../nbs/lattice/02_hmc.ipynb #bbaaa16e
 BLOCK = 100
 
 
@@ -174,7 +174,7 @@ def _generator(state: dict) -> torch.Generator:
     generator.set_state(state["generator"])
     return generator
 
-# %% ../../nbs/lattice/02_hmc.ipynb #e9fa1461
+# %% ../../nbs/lattice/02_hmc.ipynb #b10119ca
 @patch
 def _block(self: HMC, state: dict, keep: int, every: int, bar: tqdm) -> dict:
     generator, phi, kept, history = _generator(state), state["phi"], [], []
@@ -189,7 +189,7 @@ def _block(self: HMC, state: dict, keep: int, every: int, bar: tqdm) -> dict:
     end = {"phi": phi, "generator": generator.get_state(), "trajectory": done}
     return {"phi": torch.stack(kept, 1), "delta_h": delta, "accept": accept, "end": end}
 
-# %% ../../nbs/lattice/02_hmc.ipynb #293ebd8a
+# %% ../../nbs/lattice/02_hmc.ipynb #b8d41764
 def _load_block(path: Path, asked: dict) -> dict | None:
     if not path.exists():
         return None
@@ -199,7 +199,7 @@ def _load_block(path: Path, asked: dict) -> dict | None:
                          "or remove this one")
     return block
 
-# %% ../../nbs/lattice/02_hmc.ipynb #0de21592
+# %% ../../nbs/lattice/02_hmc.ipynb #c6130353
 @patch
 def _blocks(self: HMC, state: dict, sizes: list[int], every: int, folder: Path | None, resume: bool,
             asked: dict) -> list[dict]:
@@ -218,7 +218,7 @@ def _blocks(self: HMC, state: dict, sizes: list[int], every: int, folder: Path |
             state = block["end"]
     return blocks
 
-# %% ../../nbs/lattice/02_hmc.ipynb #ad8c96b2
+# %% ../../nbs/lattice/02_hmc.ipynb #0a309247
 def _plan(n: int, every: int, thermalise: int) -> tuple[list[int], list[int]]:
     if n < 1 or every < 1 or thermalise < 0:
         raise UsageError(f"n={n}, every={every}, thermalise={thermalise} can't run: give n >= 1, every >= 1, "
@@ -226,7 +226,7 @@ def _plan(n: int, every: int, thermalise: int) -> tuple[list[int], list[int]]:
     warm = -(-thermalise // every)
     return tuple([min(BLOCK, total - i) for i in range(0, total, BLOCK)] for total in (warm, n))
 
-# %% ../../nbs/lattice/02_hmc.ipynb #a43a4f8c
+# %% ../../nbs/lattice/02_hmc.ipynb #9e5c16d4
 @patch
 def _dataset(self: HMC, blocks: list[dict], asked: dict) -> xr.Dataset:
     phi, delta, accept = (torch.cat([b[name] for b in blocks], 1) for name in ("phi", "delta_h", "accept"))
@@ -237,7 +237,7 @@ def _dataset(self: HMC, blocks: list[dict], asked: dict) -> xr.Dataset:
     data = {"delta_h": (dims, delta.numpy()), "accept": (dims, accept.numpy())}
     return xr.Dataset({"phi": to_dataarray(phi, Lattice(tuple(self.shape))), **data}, attrs=asked)
 
-# %% ../../nbs/lattice/02_hmc.ipynb #72b272a3
+# %% ../../nbs/lattice/02_hmc.ipynb #ab228dc4
 @patch
 def run(self: HMC, n: int, seed: int = 0, every: int = 1, thermalise: int = 200,
         folder: str | Path | None = None, resume: bool = False) -> xr.Dataset:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'propose', 'Quality', 'quality', 'independence_metropolis', 'sample']
 
-# %% ../../nbs/lattice/08_sampler.ipynb #2247ce0a
+# %% ../../nbs/lattice/08_sampler.ipynb #51e8ddd5
 import copy
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from .actions import Marginal, Phi4
 from .fields import to_dataarray
 from .flows import Flow
 
-# %% ../../nbs/lattice/08_sampler.ipynb #ade4fffa
+# %% ../../nbs/lattice/08_sampler.ipynb #2ee1a912
 BLOCK = 1024
 
 
@@ -29,7 +29,7 @@ def _generators(seed: int, n: int) -> list[torch.Generator]:
     seeds = np.random.SeedSequence(seed).generate_state(n, np.uint64)
     return [torch.Generator().manual_seed(int(s >> np.uint64(1))) for s in seeds]
 
-# %% ../../nbs/lattice/08_sampler.ipynb #b6a0a298
+# %% ../../nbs/lattice/08_sampler.ipynb #4502c529
 @torch.no_grad()
 def propose(flow: Flow, target: Marginal, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     r"""
@@ -58,7 +58,7 @@ def propose(flow: Flow, target: Marginal, n: int, seed: int = 0) -> tuple[Tensor
     x, log_w = (torch.cat(parts)[:n] for parts in zip(*blocks))
     return x, log_w
 
-# %% ../../nbs/lattice/08_sampler.ipynb #1f7ff3ed
+# %% ../../nbs/lattice/08_sampler.ipynb #f2b78882
 @dataclass(frozen=True)
 class Quality:
     """
@@ -83,18 +83,18 @@ class Quality:
     log_z_error: float
     samples: int
 
-# %% ../../nbs/lattice/08_sampler.ipynb #5ab50519
+# %% ../../nbs/lattice/08_sampler.ipynb #b0a70392
 def _log_ess(log_w: Tensor) -> Tensor:
     n = math.log(log_w.shape[-1])
     return 2 * torch.logsumexp(log_w, -1) - torch.logsumexp(2 * log_w, -1) - n
 
-# %% ../../nbs/lattice/08_sampler.ipynb #b08b8a41
+# %% ../../nbs/lattice/08_sampler.ipynb #d8505b7c
 def _ess_error(log_w: Tensor, bins: int = 16) -> float:
     parts = log_w[: len(log_w) // bins * bins].reshape(bins, -1)
     rest = torch.stack([parts[torch.arange(bins) != i].flatten() for i in range(bins)])
     return (_log_ess(rest).exp().std(correction=0) * math.sqrt(bins - 1)).item()
 
-# %% ../../nbs/lattice/08_sampler.ipynb #9c957527
+# %% ../../nbs/lattice/08_sampler.ipynb #bbeabeb0
 def quality(log_w: Tensor) -> Quality:
     """
     Judge a flow by its log-weights.
@@ -114,7 +114,7 @@ def quality(log_w: Tensor) -> Quality:
     error = math.sqrt(max(1 / ess - 1, 0) / n)
     return Quality(ess, _ess_error(log_w), torch.softmax(log_w, 0).max().item(), log_z, error, n)
 
-# %% ../../nbs/lattice/08_sampler.ipynb #5442b9d6
+# %% ../../nbs/lattice/08_sampler.ipynb #6a520530
 def independence_metropolis(log_w: Tensor, seed: int = 0) -> np.ndarray:
     """
     Run the accept/reject chain over independent proposals.
@@ -145,18 +145,18 @@ def independence_metropolis(log_w: Tensor, seed: int = 0) -> np.ndarray:
         held[i] = current
     return held
 
-# %% ../../nbs/lattice/08_sampler.ipynb #0ab34520
+# %% ../../nbs/lattice/08_sampler.ipynb #6212a2b2
 def _complete(target: Marginal, kept: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.cat([target.complete(part, generator) for part in kept.split(BLOCK)])
 
-# %% ../../nbs/lattice/08_sampler.ipynb #a7ad67d7
+# %% ../../nbs/lattice/08_sampler.ipynb #f4d68bd6
 def _attributes(accepted: np.ndarray, log_w: Tensor) -> dict[str, float]:
     rate = accepted.mean()
     error = math.sqrt(rate * (1 - rate) / len(accepted))
     return {"acceptance": rate, "acceptance_error": error} | quality(log_w).__dict__
 
-# %% ../../nbs/lattice/08_sampler.ipynb #5d1cdb43
+# %% ../../nbs/lattice/08_sampler.ipynb #ef80be99
 def sample(flow: Flow, action: Phi4, n: int, seed: int = 0) -> xr.Dataset:
     """
     Sample a theory exactly, with proposals from a flow.

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ESTIMATORS', 'TrainConfig', 'reverse_kl', 'path_gradient', 'train', 'save_flow', 'shipped', 'pretrained']
 
-# %% ../../nbs/lattice/05_training.ipynb #260854b5
+# %% ../../nbs/lattice/05_training.ipynb #1b8047c0
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +25,7 @@ from ..learn.loop import Loop, make_fabric
 from ..learn.registry import load_model, save_model
 from ..learn.track import Track
 
-# %% ../../nbs/lattice/05_training.ipynb #853b3687
+# %% ../../nbs/lattice/05_training.ipynb #305bd844
 def _check_config(config: "TrainConfig") -> None:
     whole = config.steps >= 0 and config.batch >= 2 and 0 <= config.anneal <= config.steps
     if not whole or not 0 < config.rate < 1:
@@ -35,7 +35,7 @@ def _check_config(config: "TrainConfig") -> None:
         names = ", ".join(ESTIMATORS)
         raise UsageError(f"estimator {config.estimator!r} is not known: choose one of {names}")
 
-# %% ../../nbs/lattice/05_training.ipynb #8df3bf3a
+# %% ../../nbs/lattice/05_training.ipynb #be643c15
 @dataclass(frozen=True)
 class TrainConfig:
     """
@@ -72,7 +72,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_config(self)
 
-# %% ../../nbs/lattice/05_training.ipynb #7b479d57
+# %% ../../nbs/lattice/05_training.ipynb #be80f0e5
 def reverse_kl(flow: Flow, target: Marginal, z: Tensor) -> Tensor:
     r"""
     Evaluate $\ln q+S$ for the fields made from noise `z`; its mean is the loss.
@@ -94,7 +94,7 @@ def reverse_kl(flow: Flow, target: Marginal, z: Tensor) -> Tensor:
     x, log_q = flow(z)
     return log_q + target(x)
 
-# %% ../../nbs/lattice/05_training.ipynb #6cf6d6fb
+# %% ../../nbs/lattice/05_training.ipynb #15e2ebcd
 def _pull(flow: Flow, target: Marginal, x: Tensor) -> Tensor:
     fixed = x.detach().requires_grad_()
     flow.requires_grad_(False)
@@ -102,7 +102,7 @@ def _pull(flow: Flow, target: Marginal, x: Tensor) -> Tensor:
     flow.requires_grad_(True)
     return pull
 
-# %% ../../nbs/lattice/05_training.ipynb #49fe8f96
+# %% ../../nbs/lattice/05_training.ipynb #0fb783bf
 def path_gradient(flow: Flow, target: Marginal, z: Tensor) -> Tensor:
     r"""
     Evaluate $\ln q+S$ with the path gradient attached.
@@ -129,22 +129,22 @@ def path_gradient(flow: Flow, target: Marginal, z: Tensor) -> Tensor:
     surrogate = (_pull(flow, target, x) * x).sum(1)
     return (log_q + target(x)).detach() + surrogate - surrogate.detach()
 
-# %% ../../nbs/lattice/05_training.ipynb #1f6f0b38
+# %% ../../nbs/lattice/05_training.ipynb #d49784db
 ESTIMATORS = {"reverse_kl": reverse_kl, "path": path_gradient}
 
-# %% ../../nbs/lattice/05_training.ipynb #1eb575c7
+# %% ../../nbs/lattice/05_training.ipynb #90d6b590
 def _cooled(action: Phi4, config: TrainConfig, step: int) -> Phi4:
     start = max(action.m2, 0.0)
     done = min(1.0, (step + 1) / config.anneal) if config.anneal else 1.0
     return replace(action, m2=start + done * (action.m2 - start))
 
-# %% ../../nbs/lattice/05_training.ipynb #e673b917
+# %% ../../nbs/lattice/05_training.ipynb #4e5d1186
 def _set_steps(flow: Flow, change: int = 0) -> None:
     for layer in flow.layers:
         if isinstance(layer, ContinuousFlow):
             layer.steps = max(2, flow.config["continuous"] + change)
 
-# %% ../../nbs/lattice/05_training.ipynb #55e521a7
+# %% ../../nbs/lattice/05_training.ipynb #63a282d8
 def _update(fabric: Any, optimizer: torch.optim.Optimizer, schedule: Any, excess: Tensor) -> None:
     loss = excess.mean()
     if not torch.isfinite(loss):
@@ -156,13 +156,13 @@ def _update(fabric: Any, optimizer: torch.optim.Optimizer, schedule: Any, excess
     optimizer.step()
     schedule.step()
 
-# %% ../../nbs/lattice/05_training.ipynb #94f4a5bd
+# %% ../../nbs/lattice/05_training.ipynb #6732e714
 def _metrics(excess: Tensor) -> dict[str, Tensor]:
     log_w = -excess
     ess = torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)) / len(log_w)
     return {"loss": excess.mean(), "spread": excess.std(), "ess": ess}
 
-# %% ../../nbs/lattice/05_training.ipynb #8c0e12bc
+# %% ../../nbs/lattice/05_training.ipynb #978bdefd
 def _step(fabric: Any, action: Phi4, config: TrainConfig, step: int, flow: Flow,
           optimizer: torch.optim.Optimizer, schedule: Any, generator: torch.Generator) -> dict[str, Tensor]:
     _set_steps(flow, int(torch.randint(-1, 2, (1,), generator=generator)))
@@ -172,7 +172,7 @@ def _step(fabric: Any, action: Phi4, config: TrainConfig, step: int, flow: Flow,
     _update(fabric, optimizer, schedule, excess)
     return _metrics(excess.detach())
 
-# %% ../../nbs/lattice/05_training.ipynb #d5dc6d90
+# %% ../../nbs/lattice/05_training.ipynb #b6259b3e
 def _state(flow: Flow, config: TrainConfig) -> dict[str, Any]:
     optimizer = torch.optim.Adam(flow.parameters(), lr=config.rate, betas=(0.9, 0.99))
     total = max(config.steps, 2)
@@ -185,7 +185,7 @@ def _checkpoint(path: str | Path | None, action: Phi4, config: TrainConfig, stat
     asked = {"train": config, "flow": state["flow"].config, "action": action}
     return Checkpoint(path, config=asked, **state) if path else None
 
-# %% ../../nbs/lattice/05_training.ipynb #c5595409
+# %% ../../nbs/lattice/05_training.ipynb #e87f34c8
 @contextmanager
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -195,14 +195,14 @@ def _one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
 
-# %% ../../nbs/lattice/05_training.ipynb #4a595444
+# %% ../../nbs/lattice/05_training.ipynb #aacedd53
 def _iterate(loop: Loop, fabric: Any, action: Phi4, config: TrainConfig, state: dict) -> None:
     with _one_thread():
         for step in loop:
             loop.log(**_step(fabric, action, config, step, **state))
     _set_steps(state["flow"])
 
-# %% ../../nbs/lattice/05_training.ipynb #ea2cda33
+# %% ../../nbs/lattice/05_training.ipynb #d4688209
 def train(flow: Flow, action: Phi4, config: TrainConfig = TrainConfig(),
           checkpoint: str | Path | None = None, resume: bool = False, track: Track | None = None,
           device: str = "cpu") -> Loop:
@@ -242,7 +242,7 @@ def train(flow: Flow, action: Phi4, config: TrainConfig = TrainConfig(),
     _iterate(loop, fabric, action, config, state)
     return loop
 
-# %% ../../nbs/lattice/05_training.ipynb #96e46969
+# %% ../../nbs/lattice/05_training.ipynb #2407fe5d
 def _card(action: Phi4) -> dict[str, str]:
     return {
         "about": "A normalizing flow that maps Gaussian noise to scalar fields on the odd sites of a "
@@ -253,7 +253,7 @@ def _card(action: Phi4) -> dict[str, str]:
                   "and away from the trained theory.",
     }
 
-# %% ../../nbs/lattice/05_training.ipynb #af4053cc
+# %% ../../nbs/lattice/05_training.ipynb #10cbf64d
 def save_flow(folder: str | Path, flow: Flow, metrics: Mapping, action: Phi4,
               provenance: Run | str | None = None) -> Path:
     """
@@ -282,13 +282,13 @@ def save_flow(folder: str | Path, flow: Flow, metrics: Mapping, action: Phi4,
     config = {"flow": flow.config, "action": asdict(action)}
     return save_model(folder, flow, config, metrics, provenance, example=(noise,), **_card(action))
 
-# %% ../../nbs/lattice/05_training.ipynb #86fef292
+# %% ../../nbs/lattice/05_training.ipynb #e3b2ccb2
 def shipped() -> list[str]:
     """List the names of the flows that come with the package."""
     folder = resources.files("itwin_nb.lattice") / "weights"
     return sorted(f.name for f in folder.iterdir()) if folder.is_dir() else []
 
-# %% ../../nbs/lattice/05_training.ipynb #c5ec0f6b
+# %% ../../nbs/lattice/05_training.ipynb #d8cab9b0
 def _folder_of(name: str | Path) -> Path:
     weights = resources.files("itwin_nb.lattice") / "weights"
     folder = weights / str(name) if str(name) in shipped() else Path(name)
@@ -297,7 +297,7 @@ def _folder_of(name: str | Path) -> Path:
                          f"({', '.join(shipped())})")
     return folder
 
-# %% ../../nbs/lattice/05_training.ipynb #e58b5556
+# %% ../../nbs/lattice/05_training.ipynb #727c1429
 def pretrained(name: str | Path, shape: tuple[int, ...] | None = None) -> Flow:
     """
     Load a trained flow.
