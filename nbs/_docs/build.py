@@ -31,6 +31,8 @@ def mathjax() -> Path:
 
 def build(out: Path) -> int:
     """Stage the sources, run Sphinx with warnings as errors, and move the finished site to `out`."""
+    if out.exists() and not (out / ".buildinfo").exists():
+        sys.exit(f"{out} exists and isn't an earlier site: choose another folder with --out.")
     script = mathjax()
     with tempfile.TemporaryDirectory() as folder:
         source, site = Path(folder, "source"), Path(folder, "site")

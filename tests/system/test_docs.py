@@ -81,6 +81,13 @@ def wrong_links(page, links):
             yield f"{page}: {target} has no anchor"
 
 
+def test_a_folder_that_is_no_site_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    built = subprocess.run([sys.executable, BUILD, "--out", tmp_path], capture_output=True, text=True)
+    assert built.returncode == 1 and "isn't an earlier site" in built.stderr
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
 def test_every_link_leads_somewhere(site):
     links = {page: Links(page) for page in pages(site)}
     assert sum(len(page.targets) for page in links.values()) > 1000
