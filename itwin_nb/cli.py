@@ -316,10 +316,17 @@ def _verdict(error: BaseException) -> tuple[str, int]:
     what = f"{type(error).__name__}: {error}"
     return f"This is a fault in itwin_nb ({what}): please report it with what --debug shows.", 1
 
+# %% ../nbs/cli.ipynb #e8eec0ac
+def _separate(arguments: list[str]) -> list[str]:
+    separated = []
+    for before, word in zip([None, *arguments], arguments):
+        separated += word.split("=", 1) if before == "-p" and "=" in word else [word]
+    return separated
+
 # %% ../nbs/cli.ipynb #ff090de8
 def _invoke(arguments: list[str]) -> int:
     try:
-        with cli.make_context("itwin", arguments) as context:
+        with cli.make_context("itwin", _separate(arguments)) as context:
             cli.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

@@ -22,7 +22,9 @@ def torch_to_file(path):
     with open(path, "wb") as file: torch.save(torch.from_numpy(numbers), file)
 def hdf5(path):
     with h5py.File(path, "w") as file: file["x"] = numbers
-def netcdf(path): xarray.DataArray(numbers, dims="x", name="v").to_netcdf(path)
+def netcdf(path):
+    data = xarray.Dataset({"v": ("x", numbers)})
+    path.write_bytes(data.to_netcdf(engine="h5netcdf"))
 def npy(path): numpy.save(path, numbers)
 def text(path): path.write_text("0" * 10**7)
 

@@ -21,22 +21,24 @@ from itwin_nb.compute import run
 
 ITWIN = Path(sys.executable).with_name("itwin")
 WALK = Path(__file__).with_name("walk.ipynb")
-LONG = 120  # s, for what takes a few on an idle machine
+LONG = 200  # s, for what takes five on an idle machine
 KEPT = {"parameters.json", "provenance.json", "results.json", "state.json", "walk.html", "walk.ipynb"}
+PROGRESS = re.compile(r"^\[\d+/[\d?]+\] .*\n", re.MULTILINE)  # a line in the log of a run of minutes
 
 
 def start(folder, *arguments, **options):
     """Start `itwin` in a folder."""
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    options = {**pipe, "env": environment, **options}
-    return subprocess.Popen([ITWIN, *map(str, arguments)], cwd=folder, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        [ITWIN, *map(str, arguments)], cwd=folder, **{"env": environment, **pipes, **options}
+    )
 
 
 def end(process):
-    """Wait for the end of `itwin`; return status, output and errors, without the lines on progress of a long run."""
+    """Wait for the end of `itwin` and return its status, output and errors."""
     stdout, stderr = process.communicate(timeout=LONG)
-    return process.returncode, stdout, re.sub(r"^\[\d+/[\d?]+\] .*\n", "", stderr, flags=re.MULTILINE)
+    return process.returncode, stdout, PROGRESS.sub("", stderr)
 
 
 def itwin(folder, *arguments, status=0, **options):
@@ -104,24 +106,33 @@ def test_page_opens_without_a_network(whole, page):
     page.goto((whole[0] / "walk.html").as_uri())
     assert page.title() == "walk"
     assert "walking: 100%" in page.inner_text("body")
-    assert page.evaluate("document.images.length") == 1
     assert page.evaluate("document.images[0].naturalWidth") > 100
-    assert [problem for problem in page.watch.problems if "mathjax" not in problem.lower()
-            and "ERR_FAILED" not in problem] == []
+    asked_for = [problem for problem in page.watch.problems if problem.startswith("failed: ")]
+    assert all("/mathjax/" in problem for problem in asked_for)
+    assert not any(problem.startswith("uncaught: ") for problem in page.watch.problems)
 
 
-def test_a_kernel_computes_with_one_thread_unless_told(whole, tmp_path):
+def test_a_kernel_computes_with_one_thread(whole):
     assert results(whole[0])["threads"] == "1"
-    itwin(tmp_path, "run", WALK, "--out", "two", env={**os.environ, "OMP_NUM_THREADS": "2"})
-    assert results(tmp_path / "two")["threads"] == "2"
 
 
 def test_runs_are_numbered_and_the_last_is_resumed(tmp_path):
+    runs = tmp_path / "runs" / "walk"
     itwin(tmp_path, "run", WALK, "-p", "steps", "4")
-    itwin(tmp_path, "run", WALK, "-p", "steps", "5")
+    itwin(tmp_path, "run", WALK, "-p", "steps", "5", env={**os.environ, "OMP_NUM_THREADS": "2"})
+    assert results(runs / "002")["threads"] == "2"
     itwin(tmp_path, "run", WALK, "--resume")
-    assert sorted(path.name for path in (tmp_path / "runs" / "walk").iterdir()) == ["001", "002"]
-    assert (results(tmp_path / "runs/walk/001")["first"], results(tmp_path / "runs/walk/002")["first"]) == (0, 5)
+    assert sorted(path.name for path in runs.iterdir()) == ["001", "002"]
+    assert (results(runs / "001")["first"], results(runs / "002")["first"]) == (0, 5)
+
+
+@pytest.fixture
+def broken_kernel(tmp_path):
+    """The environment of a user who has broken the kernel that Jupyter calls python3."""
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "broken", "language": "python"}
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    return {**os.environ, "JUPYTER_PATH": str(tmp_path)}
 
 
 def read_terminal(process, master):
@@ -136,9 +147,10 @@ def read_terminal(process, master):
     return said.decode()
 
 
-def test_progress_lives_in_the_terminal(tmp_path):
+def test_progress_lives_in_the_terminal(tmp_path, broken_kernel):
     master, slave = pty.openpty()
-    process = start(tmp_path, "run", WALK, "-p", "pause", "0.05", stdout=slave, stderr=slave, stdin=slave)
+    terminal = {"stdin": slave, "stdout": slave, "stderr": slave, "env": broken_kernel}
+    process = start(tmp_path, "run", WALK, "-p", "pause", "0.05", **terminal)
     os.close(slave)
     said = read_terminal(process, master)
     os.close(master)
@@ -148,10 +160,9 @@ def test_progress_lives_in_the_terminal(tmp_path):
     assert re.search(r"\r\x1b\[KWalking  \d+\.\d s\r\n", said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_and_resumed_is_uninterrupted(whole, tmp_path, number):
-    out = tmp_path / "out"
-    process = start(tmp_path, "run", WALK, "-p", "steps", "30", "-p", "pause", "0.2", "--out", out)
+def interrupted(folder, out, number):
+    """Interrupt a walk after its first checkpoint; return the arguments with which it says one continues."""
+    process = start(folder, "run", WALK, "-p", "steps", "30", "-p", "pause", "0.3", "--out", out)
     wait_until(has_walked(out))
     process.send_signal(number)
     status, stdout, stderr = end(process)
@@ -159,20 +170,32 @@ def test_interrupted_and_resumed_is_uninterrupted(whole, tmp_path, number):
     sentence = re.fullmatch(r"itwin: Stopped in cell 5 \(Walking\): continue with itwin (.*)\n", stderr)
     assert sentence, stderr
     assert (out / "walk.html").exists() and not (out / "results.json").exists()
-    itwin(tmp_path, *shlex.split(sentence[1]))
+    return shlex.split(sentence[1])
+
+
+def test_the_end_of_a_batch_job_is_an_interrupt(tmp_path):
+    continued = interrupted(tmp_path, tmp_path / "out", signal.SIGTERM)
+    assert continued == ["run", str(WALK), "--out", "out", "--resume"]
+
+
+def test_interrupted_and_resumed_is_uninterrupted(whole, tmp_path):
+    out = tmp_path / "out"
+    itwin(tmp_path, *interrupted(tmp_path, out, signal.SIGINT))
     assert 5 <= results(out)["first"] < 30
     assert results(out)["position"] == results(whole[0])["position"]
 
 
 def test_killed_and_resumed_is_uninterrupted(whole, tmp_path):
+    """Killed after a second run that wanted the same folder was refused."""
     out = tmp_path / "out"
-    process = start(tmp_path, "run", WALK, "-p", "steps", "30", "-p", "pause", "0.2", "--out", out)
+    process = start(tmp_path, "run", WALK, "-p", "steps", "30", "-p", "pause", "0.5", "--out", out)
     wait_until(has_walked(out))
-    kernels = psutil.Process(process.pid).children()
+    _, stderr = itwin(tmp_path, "run", WALK, "--out", out, "--resume", status=2)
+    assert re.fullmatch(r"itwin: Another run is working in .*\n", stderr)
+    (kernel,) = psutil.Process(process.pid).children()
     process.kill()
     process.communicate(timeout=LONG)
-    assert len(kernels) == 1
-    wait_until(lambda: not kernels[0].is_running() or kernels[0].status() == psutil.STATUS_ZOMBIE, 10)
+    wait_until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE)
     itwin(tmp_path, "run", WALK, "--out", out, "--resume")
     assert 5 <= results(out)["first"] < 30
     assert results(out)["position"] == results(whole[0])["position"]
@@ -181,36 +204,24 @@ def test_killed_and_resumed_is_uninterrupted(whole, tmp_path):
 
 def test_second_interrupt_does_not_wait(tmp_path):
     out = tmp_path / "out"
-    process = start(tmp_path, "run", WALK, "-p", "pause", "0.2", "-p", "deaf", "yes", "--out", out)
+    process = start(tmp_path, "run", WALK, "-p", "pause", "0.3", "-p", "deaf", "yes", "--out", out)
     wait_until(has_walked(out))
-    before = (out / "state.json").stat().st_mtime_ns
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: (out / "state.json").stat().st_mtime_ns != before)
+    wait_until(lambda: json.loads((out / "state.json").read_text()).get("deaf"))
     process.send_signal(signal.SIGINT)
     status, _, stderr = end(process)
     assert status == 130 and stderr.count("\n") == 1
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path):
-    out = tmp_path / "out"
-    process = start(tmp_path, "run", WALK, "-p", "pause", "0.2", "--out", out)
-    wait_until(has_walked(out))
-    _, stderr = itwin(tmp_path, "run", WALK, "--out", out, "--resume", status=2)
-    assert re.fullmatch(r"itwin: Another run is working in .*\n", stderr)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=LONG)
-
-
 @pytest.mark.parametrize(
-    ("fail", "status", "sentence"),
+    ("fail", "sentence"),
     [
-        ("InputError", 1, r"The walk was asked to fail: don't ask\."),
-        ("ZeroDivisionError", 1, r"Cell 7 \(Ending\) failed with RuntimeError: The walk .*; the executed notebook is .*"),
-        ("die", 1, r"The kernel died in cell 7 \(Ending\), .* try a smaller job; the executed notebook is .*"),
+        ("yes", r"Cell 7 \(Ending\) failed with RuntimeError: The walk .*; the executed notebook is .*"),
+        ("die", r"The kernel died in cell 7 \(Ending\), .*; the executed notebook is .*"),
     ],
 )
-def test_a_failed_run_keeps_its_notebook(tmp_path, fail, status, sentence):
-    _, stderr = itwin(tmp_path, "run", WALK, "-p", "fail", fail, "--out", "out", status=status)
+def test_a_failed_run_keeps_its_notebook(tmp_path, fail, sentence):
+    _, stderr = itwin(tmp_path, "run", WALK, "-p", "fail", fail, "--out", "out", status=1)
     assert re.fullmatch(f"itwin: {sentence}\n", stderr)
     assert {path.name for path in (tmp_path / "out").iterdir()} == KEPT - {"results.json", "provenance.json"}
     assert any("walking: 100%" in str(output) for output in outputs(tmp_path / "out" / "walk.ipynb"))
@@ -221,24 +232,16 @@ def test_a_traceback_is_for_those_who_ask(tmp_path):
     assert "Traceback (most recent call last)" in stderr and stderr.endswith("not 'many'.\n")
 
 
-def test_other_kernels_of_the_user_do_no_harm(tmp_path):
-    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "broken", "language": "python"}
-    (tmp_path / "kernels" / "python3").mkdir(parents=True)
-    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
-    itwin(tmp_path, "run", WALK, env={**os.environ, "JUPYTER_PATH": str(tmp_path)})
-
-
 def test_disk_that_fills_while_the_job_runs(tmp_path):
     """A disk of 300 kB is full in the midst of the run, at the notebook or at the job's own files."""
-    mount = 'mount -t tmpfs -o size=300k tmpfs "$1" && shift && exec "$@"'
-    if subprocess.run(["unshare", "-m", "bash", "-c", mount, "bash", tmp_path, "true"], capture_output=True).returncode:
-        pytest.skip("a small disk can be mounted by root only")
     (tmp_path / "disk").mkdir()
-    fill = new_code_cell("(Path(out) / 'large').write_text('0' * 10**6)")
-    notebook = nbformat.read(WALK, as_version=4)
-    notebook.cells.append(fill)
-    nbformat.write(notebook, tmp_path / "walk.ipynb")
+    mount = 'mount -t tmpfs -o size=300k tmpfs "$1" && shift && exec "$@"'
     shell = ["unshare", "-m", "bash", "-c", mount, "bash", tmp_path / "disk"]
+    if subprocess.run([*shell, "true"], capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    notebook = nbformat.read(WALK, as_version=4)
+    notebook.cells.append(new_code_cell("(Path(out) / 'large').write_text('0' * 10**6)"))
+    nbformat.write(notebook, tmp_path / "walk.ipynb")
     command = [*shell, ITWIN, "run", "walk.ipynb", "--out", "disk/out", "--no-progress"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 1
@@ -262,20 +265,26 @@ def test_command_line_is_light():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.5), (["list"], 1.0)])
-def test_commands_answer_quickly(arguments, limit):
+MEASURE = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime)
+"""
+
+
+@pytest.mark.parametrize(("argument", "limit"), [("--help", 0.5), ("list", 1.0)])
+def test_commands_answer_quickly(argument, limit):
     """In processor time, so that a busy machine makes no difference; the best of three."""
-    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)"
-    code += "; used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime)"
-    command = [sys.executable, "-c", code, ITWIN, *arguments]
+    command = [sys.executable, "-c", MEASURE, ITWIN, argument]
     assert min(float(subprocess.check_output(command)) for _ in range(3)) < limit
 
 
-def test_a_closed_pipe_is_no_error(tmp_path):
-    for command in ("list", "doctor"):
-        shell = f"set -o pipefail; {shlex.quote(str(ITWIN))} {command} | head -c 1"
-        done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, timeout=LONG)
-        assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize("command", ["list", "doctor"])
+def test_a_closed_pipe_is_no_error(tmp_path, command):
+    shell = f"set -o pipefail; {shlex.quote(str(ITWIN))} {command} | head -c 1"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_doctor_finds_what_is_needed(tmp_path):

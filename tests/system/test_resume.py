@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 ITWIN = Path(sys.executable).with_name("itwin")
-PARAMETERS = dict(L=4, lam=8.0, steps=1500, batch=64, samples=2048, hmc_chains=8, hmc_configs=1500, hmc_every=1)
+PARAMETERS = dict(L=4, lam=8.0, steps=800, batch=64, samples=2048, hmc_chains=8, hmc_configs=800, hmc_every=1)
 
 
 def start(out, *options):
@@ -21,7 +21,7 @@ def start(out, *options):
                             stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_for(pattern, out, process, count=1, limit=120):
+def wait_for(pattern, out, process, count=1, limit=300):
     end = time.monotonic() + limit
     while len(list(out.glob(pattern))) < count:
         assert process.poll() is None, f"it ended before {pattern} appeared"
