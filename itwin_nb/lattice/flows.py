@@ -576,7 +576,7 @@ def draw_noise(self: Flow, n: int, generator: torch.Generator) -> Tensor:
     """
     first = self.layers[0]
     size, like = (n, len(first.displacements)), first.kappa
-    return torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
+    return torch.randn(size, generator=generator, dtype=like.dtype).to(like.device)
 
 # %% ../../nbs/lattice/04_flows.ipynb #47359045
 def _log_normal(z: Tensor) -> Tensor:
