@@ -19,6 +19,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,7 +158,7 @@ def _places(cells: list[NotebookNode]) -> dict[int, dict]:
     return {i: {"cell": n, "of": of, "heading": headings[i]} for n, i in enumerate(running, start=1)}
 
 # %% ../../nbs/compute/01_engine.ipynb #98e73bb2
-Report, Stop = Callable[[dict], None], Callable[[], bool]
+Report, Stop = Callable[[dict], None], Callable[[], int]
 
 # %% ../../nbs/compute/01_engine.ipynb #76fa6a5b
 class Stopped(Exception):
@@ -214,8 +215,11 @@ def _watch(self: _Client, ended: threading.Event) -> None:
         if ended.wait(_PERIOD):
             return
     self._signal(signal.SIGINT)
-    if not ended.wait(GRACE):
-        self._signal(signal.SIGKILL)
+    last = time.monotonic() + GRACE
+    while self.stop() < 2 and time.monotonic() < last:
+        if ended.wait(_PERIOD):
+            return
+    self._signal(signal.SIGKILL)
 
 # %% ../../nbs/compute/01_engine.ipynb #04601e5b
 @contextmanager
@@ -312,7 +316,7 @@ def _literal(path: str | Path) -> str:
 
 # %% ../../nbs/compute/01_engine.ipynb #898b0883
 def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, Any],
-            report: Report = lambda event: None, stop: Stop = lambda: False, cwd: str | Path = ".") -> None:
+            report: Report = lambda event: None, stop: Stop = lambda: 0, cwd: str | Path = ".") -> None:
     """
     Execute a notebook with parameters and keep the executed copy.
 
@@ -325,7 +329,7 @@ def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, A
     report : callable, optional
         Takes each event as a dict: ``cell``, ``of`` and ``heading``, or ``bar``.
     stop : callable, optional
-        Returns True when the run should end.
+        Returns 0 to go on, 1 when the run should save its work and end, 2 when it should end at once.
     cwd : str or Path, default "."
         Folder in which the kernel works.
 

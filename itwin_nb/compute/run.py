@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -255,12 +256,16 @@ def _execute(job: Mapping[str, Any], report: "Report", stop: "Stop") -> Exceptio
     return error
 
 # %% ../../nbs/compute/02_run.ipynb #d4098b25
+_WISHES = "stop", "stop-at-once"
+
+# %% ../../nbs/compute/02_run.ipynb #7f2247d8
 def _task(job: Mapping[str, Any], topic: str) -> Exception | None:
     from dask.distributed import Event, get_client, get_worker
 
-    worker, stop = get_worker(), Event(topic, client=get_client())
+    worker, wishes = get_worker(), [Event(f"{topic}-{wish}", client=get_client()) for wish in _WISHES]
+    report, stop = partial(worker.log_event, topic), lambda: sum(wish.is_set() for wish in wishes)
     try:
-        return _execute(job, lambda event: worker.log_event(topic, event), stop.is_set)
+        return _execute(job, report, stop)
     except ItwinError as error:
         return error
 
@@ -284,9 +289,11 @@ def _wait(client: "Client", job: Mapping[str, Any], show: "Report") -> Exception
     client.subscribe_topic(topic, lambda event: show(event[1]))
     future = client.submit(_task, job, topic, pure=False, retries=0)
     try:
-        return future.result()
-    except KeyboardInterrupt:
-        Event(topic, client=client).set()
+        for wish in _WISHES:
+            try:
+                return future.result()
+            except KeyboardInterrupt:
+                Event(f"{topic}-{wish}", client=client).set()
         return future.result()
     finally:
         client.unsubscribe_topic(topic)
