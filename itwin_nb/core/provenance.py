@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from fastcore.basics import patch
 
+# %% ../../nbs/core/02_provenance.ipynb #b817b22a
 from .errors import InputError, OutputError, UsageError
 from .files import adler32, make_folder, plain, read_json, sha256, write_json
 

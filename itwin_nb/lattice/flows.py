@@ -567,7 +567,7 @@ def draw_noise(self: Flow, n: int, generator: torch.Generator) -> Tensor:
     n : int
         Number of fields.
     generator : torch.Generator
-        Source of randomness, on the flow's device.
+        Source of randomness, on the CPU: the same numbers whatever the flow's device.
 
     Returns
     -------
@@ -628,7 +628,7 @@ def log_prob(self: Flow, x: Tensor) -> Tensor:
 
 # %% ../../nbs/lattice/04_flows.ipynb #95cf18b5
 @patch
-def resize(self: Flow, shape: tuple[int, ...]) -> Flow:
+def resize(self: Flow, shape: tuple[int, ...], continuous: int | None = None) -> Flow:
     """
     Give the same flow on another volume.
 
@@ -636,6 +636,8 @@ def resize(self: Flow, shape: tuple[int, ...]) -> Flow:
     ----------
     shape : tuple of int
         New extents, as many as before.
+    continuous : int, optional
+        Runge-Kutta steps of its continuous flow; default: as many as before. Large volumes want more.
 
     Returns
     -------
@@ -645,12 +647,15 @@ def resize(self: Flow, shape: tuple[int, ...]) -> Flow:
     Raises
     ------
     UsageError
-        Where the number of extents is another.
+        Where the number of extents is another, or `continuous` is given for a flow that has none.
     """
     ndim = self.lattice.ndim
     if len(shape) != ndim:
         raise UsageError(f"a flow in {ndim} dimensions can't be resized to {tuple(shape)}: "
                          f"give {ndim} extents")
-    flow = Flow(**{**self.config, "shape": tuple(shape)})
+    if continuous and not self.config["continuous"]:
+        raise UsageError(f"this flow has no continuous part for continuous={continuous} steps: leave it at 0")
+    changed = {"shape": tuple(shape), "continuous": continuous or self.config["continuous"]}
+    flow = Flow(**{**self.config, **changed})
     flow.load_state_dict(self.state_dict())
     return flow.to(self.layers[0].kappa)

@@ -317,7 +317,7 @@ def _binary(records: list[tuple[str, memoryview]]) -> memoryview:
         raise InputError(f"the file has {len(found)} ildg-binary-data records, but exactly one is needed")
     return found[0]
 
-
+# %% ../../nbs/lattice/03_formats.ipynb #a1682507
 def _lime_layout(names: dict[str, memoryview], size: int, shape: Sequence[int] | None) -> tuple[_Layout, str]:
     file, record = _xml("scidac-private-file-xml", names), _xml("scidac-private-record-xml", names)
     said = [_ildg_layout(_xml("ildg-format", names))] if "ildg-format" in names else []
@@ -344,7 +344,7 @@ def _decode_ildg(data: bytes, shape: Sequence[int] | None) -> _Decoded:
         checks.append("SciDAC checksum")
     return _Decoded(links, header, checks, usqcd.get("plaq"), usqcd.get("linktr"))
 
-
+# %% ../../nbs/lattice/03_formats.ipynb #4b7ab0a9
 def _compare_sums(sums: dict[str, str], computed: tuple[str, str]) -> None:
     said = tuple(sums.get(name, "").lstrip("0") or "0" for name in ("suma", "sumb"))
     if said != computed:
@@ -411,11 +411,11 @@ def _decode_nersc(data: bytes, shape: Sequence[int] | None) -> _Decoded:
 # %% ../../nbs/lattice/03_formats.ipynb #ab99a1c8
 _XML = '<?xml version="1.0" encoding="UTF-8"?>'
 
-
+# %% ../../nbs/lattice/03_formats.ipynb #4038eab5
 def _tags(**values: Any) -> str:
     return "".join(f"<{tag}>{value}</{tag}>" for tag, value in values.items())
 
-
+# %% ../../nbs/lattice/03_formats.ipynb #0d46de45
 def _ildg_xml(layout: _Layout) -> dict[str, str]:
     (lt, lz, ly, lx), n, letter = layout.shape, layout.n, "F" if layout.bits == 32 else "D"
     ildg = _tags(version="1.0", field=f"su{n}gauge", precision=layout.bits, lx=lx, ly=ly, lz=lz, lt=lt)
@@ -481,13 +481,13 @@ class _Format:
     decode: Callable[[bytes, Sequence[int] | None], _Decoded]
     encode: Callable[..., list[bytes]]
 
-
+# %% ../../nbs/lattice/03_formats.ipynb #da056d6f
 _FORMATS = {
     "ildg": _Format(struct.pack(">I", _MAGIC), _decode_ildg, _encode_ildg),
     "nersc": _Format(b"BEGIN_HEADER", _decode_nersc, _encode_nersc),
 }
 
-
+# %% ../../nbs/lattice/03_formats.ipynb #ecd04ef6
 def _detect(data: bytes) -> str:
     if not data:
         raise InputError("the file is empty")

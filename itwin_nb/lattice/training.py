@@ -298,7 +298,7 @@ def _folder_of(name: str | Path) -> Path:
     return folder
 
 # %% ../../nbs/lattice/05_training.ipynb #727c1429
-def pretrained(name: str | Path, shape: tuple[int, ...] | None = None) -> Flow:
+def pretrained(name: str | Path, shape: tuple[int, ...] | None = None, continuous: int | None = None) -> Flow:
     """
     Load a trained flow.
 
@@ -308,6 +308,8 @@ def pretrained(name: str | Path, shape: tuple[int, ...] | None = None) -> Flow:
         A folder that `save_flow` made, or a name of `shipped()`.
     shape : tuple of int, optional
         Lattice extents; default: those it was trained on.
+    continuous : int, optional
+        Runge-Kutta steps of its continuous flow; default: those it was trained with.
 
     Returns
     -------
@@ -320,4 +322,4 @@ def pretrained(name: str | Path, shape: tuple[int, ...] | None = None) -> Flow:
         If there's no such model, or its files are damaged.
     """
     flow = load_model(_folder_of(name), lambda config: Flow(**config["flow"]))
-    return flow.resize(tuple(shape)) if shape else flow
+    return flow.resize(tuple(shape or flow.lattice.shape), continuous)

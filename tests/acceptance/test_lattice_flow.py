@@ -73,3 +73,4 @@ def test_shipped_flow_on_the_critical_line():
     chain = sample(flow, CRITICAL, 16384, seed=14)
     assert chain.attrs["ess"] > 0.5
     assert chain.attrs["largest_weight"] < 0.01
+    assert chain.attrs["integration_error"] < 0.01
