@@ -22,7 +22,7 @@ sys.exit(not done)
 
 
 def pytest_addoption(pluginmanager):
-    pluginmanager.import_plugin("slow_option")
+    pluginmanager.import_plugin("options")
 
 
 def pytest_collect_file(parent, file_path):
@@ -45,6 +45,8 @@ class Chapter(pytest.Item):
         skip = set(get_config(path=ROOT).tst_flags.split())
         if self.config.getoption("--slow"):
             skip.discard("slow")
+        if self.config.pluginmanager.get_plugin("options").slurm_answers():
+            skip.discard("slurm")
         command = [sys.executable, "-c", RUN, str(self.path), str(ROOT), " ".join(skip)]
         run = subprocess.run(command, cwd=self.path.parent, capture_output=True, text=True)
         self.add_report_section("call", "stdout", run.stdout)

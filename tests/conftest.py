@@ -2,4 +2,4 @@
 
 
 def pytest_addoption(pluginmanager):
-    pluginmanager.import_plugin("slow_option")
+    pluginmanager.import_plugin("options")

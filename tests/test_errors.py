@@ -85,7 +85,7 @@ AT_ONCE = [
     ("run lattice_hmc -p lam 1,5", WRONG, ["lam takes a number, not '1,5'"]),
     ("run lattice_measure -p shape 4,4,4,x", WRONG, ["shape takes a list", "such as 8,16", "'4,4,4,x'"]),
     ("run lattice_hmc -p out here", WRONG, ["use --out"]),
-    ("run lattice_hmc --on moon", WRONG, ["can't run on 'moon'", "local"]),
+    ("run lattice_hmc --on moon", WRONG, ["no place 'moon'", "local"]),
     ("run lattice_hmc --out notes", WRONG, ["notes isn't empty", "choose another one with --out"]),
     ("run lattice_hmc --out run", WRONG, ["run isn't empty", "add --resume to continue"]),
     ("run lattice_hmc --out notes --resume", WRONG, ["holds no run to resume"]),

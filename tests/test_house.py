@@ -198,7 +198,7 @@ def test_chapters_are_run_as_tests(tmp_path):
         ".pytest.ini",
         "nbs/conftest.py",
         "tests/conftest.py",
-        "tests/slow_option.py",
+        "tests/options.py",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

@@ -18,7 +18,7 @@ MODULES = sorted(
     if not path.name.startswith("_")
 )
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists())
-MEDIAN, PERCENTILE_90, LONGEST = 12, 30, 40  # lines of an exported cell
+MEDIAN, PERCENTILE_90, LONGEST = 12, 30, 45  # lines of an exported cell
 WIDEST = 110  # characters of a line of code
 
 # numpydoc's names. No docstring; summary missing, without capital, without period, not in the imperative,

@@ -346,7 +346,8 @@ def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, A
         try:
             _papermill(notebook, target, parameters, {**options, "log": log})
         except PapermillExecutionError as error:
-            raise translate(error, place) from error
+            unreported = stop() and error.ename == "CellExecutionError"
+            raise (Stopped(_where(place)) if unreported else translate(error, place)) from error
         except (DeadKernelError, RuntimeError) as error:
             raise (Stopped(_where(place)) if stop() else _death(place, log)) from error
 

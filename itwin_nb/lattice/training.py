@@ -11,19 +11,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..compute.distributed import run_group
 from ..core.errors import InputError, ItwinError, UsageError
 from ..core.provenance import Run
 from .actions import Marginal, Phi4
 from .flows import ContinuousFlow, Flow
 from ..learn.checkpoint import Checkpoint
-from ..learn.loop import Loop, make_fabric
+from ..learn.loop import Loop, average_gradients, make_fabric, part_of, whole
 from ..learn.registry import load_model, save_model
 from ..learn.track import Track
+
+if TYPE_CHECKING:
+    from dask.distributed import Client
 
 # %% ../../nbs/lattice/05_training.ipynb #305bd844
 def _check_config(config: "TrainConfig") -> None:
@@ -152,6 +156,7 @@ def _update(fabric: Any, optimizer: torch.optim.Optimizer, schedule: Any, excess
                          "lower the learning rate or raise anneal")
     optimizer.zero_grad()
     fabric.backward(loss)
+    average_gradients(fabric, optimizer.param_groups[0]["params"])
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 10.0)
     optimizer.step()
     schedule.step()
@@ -166,11 +171,11 @@ def _metrics(excess: Tensor) -> dict[str, Tensor]:
 def _step(fabric: Any, action: Phi4, config: TrainConfig, step: int, flow: Flow,
           optimizer: torch.optim.Optimizer, schedule: Any, generator: torch.Generator) -> dict[str, Tensor]:
     _set_steps(flow, int(torch.randint(-1, 2, (1,), generator=generator)))
-    z = flow.draw_noise(config.batch, generator)
+    z = part_of(fabric, flow.draw_noise(config.batch, generator))
     target = Marginal(_cooled(action, config, step), flow.lattice)
     excess = ESTIMATORS[config.estimator](flow, target, z)
     _update(fabric, optimizer, schedule, excess)
-    return _metrics(excess.detach())
+    return _metrics(whole(fabric, excess.detach()))
 
 # %% ../../nbs/lattice/05_training.ipynb #b6259b3e
 def _state(flow: Flow, config: TrainConfig) -> dict[str, Any]:
@@ -202,10 +207,23 @@ def _iterate(loop: Loop, fabric: Any, action: Phi4, config: TrainConfig, state: 
             loop.log(**_step(fabric, action, config, step, **state))
     _set_steps(state["flow"])
 
+# %% ../../nbs/lattice/05_training.ipynb #2632cff2
+def _train_rank(flow: Flow, action: Phi4, config: TrainConfig, checkpoint: str, resume: bool, device: str,
+                again: bool) -> None:
+    train(flow, action, config, checkpoint, resume=resume or again, device=device)
+
+
+def _train_together(cluster: "Client", workers: int, checkpoint: str | Path | None, flow: Flow,
+                    *arguments: Any, resume: bool, device: str) -> None:
+    if checkpoint is None:
+        raise UsageError("a training on a cluster needs a checkpoint: give a file that all its workers see")
+    path = str(Path(checkpoint).absolute())
+    run_group(cluster, workers, _train_rank, flow.cpu(), *arguments, path, resume, device)
+
 # %% ../../nbs/lattice/05_training.ipynb #d4688209
 def train(flow: Flow, action: Phi4, config: TrainConfig = TrainConfig(),
           checkpoint: str | Path | None = None, resume: bool = False, track: Track | None = None,
-          device: str = "cpu") -> Loop:
+          device: str = "cpu", cluster: "Client | None" = None, workers: int = 1) -> Loop:
     """
     Train a flow, in place, to sample a theory.
 
@@ -225,17 +243,24 @@ def train(flow: Flow, action: Phi4, config: TrainConfig = TrainConfig(),
         Receives the metrics.
     device : {"cpu", "cuda", "auto"}, default "cpu"
         Small lattices are fastest on the CPU.
+    cluster : dask.distributed.Client, optional
+        Train on its workers; needs a `checkpoint` that they see.
+    workers : int, default 1
+        How many of them; each takes an equal part of the batch.
 
     Returns
     -------
     Loop
-        With `history` (loss, spread and ess of each step's batch) and `cpu_seconds`.
+        With `history` (loss, spread and ess of each step's batch), `cpu_seconds` and `seconds`.
 
     Raises
     ------
     ItwinError
         If the training diverges.
     """
+    if cluster is not None:
+        _train_together(cluster, workers, checkpoint, flow, action, config, resume=resume, device=device)
+        resume, device = True, "cpu"
     fabric = make_fabric(device)
     state = _state(flow.to(fabric.device).train(), config)
     loop = Loop(config.steps, _checkpoint(checkpoint, action, config, state), resume=resume, track=track)

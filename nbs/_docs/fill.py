@@ -15,6 +15,7 @@ import nbformat
 from nbclient import NotebookClient
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+BAR = re.compile(r"\d+%\|")
 
 
 class ChapterClient(NotebookClient):
@@ -26,6 +27,10 @@ class ChapterClient(NotebookClient):
         return await super().async_execute_cell(cell, *arguments, **options)
 
 
+def is_progress(output):
+    return WIDGET in output.get("data", {}) or bool(BAR.search(output.get("text", "")))
+
+
 def fill(path):
     """Run one notebook; it is written only if every cell succeeds."""
     notebook = nbformat.read(path, as_version=4)
@@ -33,7 +38,7 @@ def fill(path):
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.outputs = [output for output in cell.outputs if not is_progress(output)]
     nbformat.write(notebook, path)
 
 
