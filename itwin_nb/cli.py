@@ -182,7 +182,7 @@ def run(name: str, parameters: tuple, sets: str | None, on: str, jobs: int | Non
     elif many:
         _run_sweep(name, asked, folder, jobs, on=on, resume=resume, progress=progress)
     else:
-        _run_once(name, given, folder, on=on, resume=resume, progress=progress)
+        _run_once(name, given, folder, on=on, resume=resume, jobs=jobs, progress=progress)
 
 # %% ../nbs/cli.ipynb #7d2df3e9
 def _check(workflow: Workflow, given: Mapping[str, str], sets: Any) -> None:

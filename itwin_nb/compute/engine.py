@@ -234,9 +234,9 @@ def _watched(client: _Client) -> Iterator[None]:
         thread.join()
 
 # %% ../../nbs/compute/01_engine.ipynb #35b45f38
-def _environment() -> dict[str, str]:
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
     inline = "module://matplotlib_inline.backend_inline"
-    return {"OMP_NUM_THREADS": "1", **os.environ, "MPLBACKEND": inline}
+    return {"OMP_NUM_THREADS": "1", **os.environ, "MPLBACKEND": inline, **more}
 
 # %% ../../nbs/compute/01_engine.ipynb #a985ccf6
 def _kernel() -> AsyncKernelManager:
@@ -248,11 +248,11 @@ _OPTIONS = {"timeout": None, "startup_timeout": 300, "coalesce_streams": True, "
 # %% ../../nbs/compute/01_engine.ipynb #b4e23487
 class _Engine(NBClientEngine):
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, report, stop, folder, log, **_):
+    def execute_managed_notebook(cls, nb_man, kernel_name, report, stop, folder, log, environment, **_):
         client = _Client(nb_man, report, stop, km=_kernel(), **_OPTIONS)
         try:
             with _watched(client):
-                client.execute(cleanup_kc=True, env=_environment(), cwd=folder, stderr=log)
+                client.execute(cleanup_kc=True, env=_environment(environment), cwd=folder, stderr=log)
         finally:
             tidy(nb_man.nb, client.bars)
 
@@ -316,7 +316,8 @@ def _literal(path: str | Path) -> str:
 
 # %% ../../nbs/compute/01_engine.ipynb #898b0883
 def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, Any],
-            report: Report = lambda event: None, stop: Stop = lambda: 0, cwd: str | Path = ".") -> None:
+            report: Report = lambda event: None, stop: Stop = lambda: 0, cwd: str | Path = ".",
+            environment: Mapping[str, str] | None = None) -> None:
     """
     Execute a notebook with parameters and keep the executed copy.
 
@@ -332,6 +333,8 @@ def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, A
         Returns 0 to go on, 1 when the run should save its work and end, 2 when it should end at once.
     cwd : str or Path, default "."
         Folder in which the kernel works.
+    environment : mapping, optional
+        More environment variables for the kernel.
 
     Raises
     ------
@@ -341,7 +344,8 @@ def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, A
         If the run was interrupted.
     """
     place: dict = {}
-    options = {"report": lambda event: place.update(event) or report(event), "stop": stop, "folder": str(cwd)}
+    options = {"report": lambda event: place.update(event) or report(event), "stop": stop, "folder": str(cwd),
+               "environment": environment or {}}
     with tempfile.TemporaryFile() as log:
         try:
             _papermill(notebook, target, parameters, {**options, "log": log})

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from fastcore.basics import patch
 
-from .workflow import Workflow, find_workflow
+from .workflow import SCHEDULER, Workflow, find_workflow
 from ..core.errors import ItwinError, OutputError, UsageError
 from ..core.files import atomic_path, make_folder, plain, read_json, write_json
 
@@ -287,7 +287,8 @@ def _execute(job: Mapping[str, Any], report: "Report", stop: "Stop") -> Exceptio
     target, error = Path(job["target"]), None
     with atomic_path(target) as temporary:
         try:
-            execute(job["notebook"], temporary, job["parameters"], report, stop, job["cwd"])
+            execute(job["notebook"], temporary, job["parameters"], report, stop, job["cwd"],
+                    job["environment"])
         except (ItwinError, Stopped) as failed:
             error = failed
     if not isinstance(error, UsageError):
@@ -307,12 +308,15 @@ _WISHES = "stop", "stop-at-once"
 
 # %% ../../nbs/compute/03_run.ipynb #7f2247d8
 def _task(job: Mapping[str, Any], topic: str) -> Exception | None:
-    from dask.distributed import Event, get_client, get_worker
+    from dask.distributed import Event, get_client, get_worker, secede
 
     worker, wishes = get_worker(), [Event(f"{topic}-{wish}", client=get_client()) for wish in _WISHES]
+    if job["parameters"].get("workers", 1) > 1:
+        secede()  # the notebook's own tasks need the slot
     stop = lambda: sum(wish.is_set() for wish in wishes)  # noqa: E731
     try:
-        error = _execute({**job, "parameters": _attempt(job)}, partial(worker.log_event, topic), stop)
+        again = {"parameters": _attempt(job), "environment": {SCHEDULER: worker.scheduler.address}}
+        error = _execute({**job, **again}, partial(worker.log_event, topic), stop)
     except ItwinError as failed:
         error = failed
     Path(job["target"]).with_suffix(".begun").unlink(missing_ok=True)
@@ -363,6 +367,18 @@ def _outcome(future: Any) -> Exception | None:
     except CancelledError:
         return ItwinError("The Dask scheduler was lost: start the run again with --resume")
 
+# %% ../../nbs/compute/03_run.ipynb #ffefa5b4
+def _ended(client: "Client", futures: Mapping[Any, Any]) -> set:
+    from dask.distributed import CancelledError, wait
+
+    try:
+        return wait(list(futures), timeout=5, return_when="FIRST_COMPLETED").done
+    except TimeoutError:
+        getattr(client, "check", lambda: None)()
+        return set()
+    except CancelledError:
+        return set(futures)
+
 # %% ../../nbs/compute/03_run.ipynb #f1dda578
 def wait_for(client: "Client", jobs: Mapping[Any, Mapping[str, Any]], show: "Report",
              done: Callable[[Any, Exception | None], None]) -> None:
@@ -380,17 +396,16 @@ def wait_for(client: "Client", jobs: Mapping[Any, Mapping[str, Any]], show: "Rep
     done : callable
         Takes the key and the error, or None, of each job that has ended.
     """
-    from dask.distributed import Event, as_completed
+    from dask.distributed import Event
 
     topic, wishes = f"itwin-{uuid4().hex}", iter(_WISHES)
     client.subscribe_topic(topic, lambda event: show(event[1]))
     futures = {client.submit(_task, job, topic, pure=False): key for key, job in jobs.items()}
-    ended = as_completed(futures)
     try:
-        while not ended.is_empty():
+        while futures:
             try:
-                future = next(ended)
-                done(futures[future], _outcome(future))
+                for future in _ended(client, futures):
+                    done(futures.pop(future), _outcome(future))
             except KeyboardInterrupt:
                 Event(f"{topic}-{next(wishes)}", client=client).set()
     finally:
@@ -492,7 +507,8 @@ def showing(progress: bool) -> "Iterator[Report]":
 
 # %% ../../nbs/compute/03_run.ipynb #bf4f4c03
 def run(workflow: str | Path, parameters: Mapping[str, Any] | None = None, on: "str | Client" = "local",
-        out: str | Path | None = None, resume: bool = False, progress: bool = True) -> dict[str, dict]:
+        out: str | Path | None = None, resume: bool = False, jobs: int | None = None,
+        progress: bool = True) -> dict[str, dict]:
     """
     Run a workflow and return what it measured.
 
@@ -509,6 +525,8 @@ def run(workflow: str | Path, parameters: Mapping[str, Any] | None = None, on: "
         New or empty folder for all that the run leaves; by default ``runs/NAME/001`` and so on.
     resume : bool, default False
         Continue the run in `out` (by default the last one); its parameters needn't be repeated.
+    jobs : int, optional
+        Jobs on SLURM; by default as many as the parameter ``workers`` of the workflow says, if it has one.
     progress : bool, default True
         Show progress on stderr.
 
@@ -527,7 +545,8 @@ def run(workflow: str | Path, parameters: Mapping[str, Any] | None = None, on: "
     found = find_workflow(workflow)
     folder = choose_folder(found, out, resume)
     values = _values(found, folder, parameters or {}, resume)
-    with showing(progress) as show, workers(on, 1) as client, locked(make_folder(folder)):
+    jobs = jobs or values.get("workers", 1)
+    with showing(progress) as show, workers(on, jobs) as client, locked(make_folder(folder)):
         job, errors = prepare(found, folder, values, resume), []
         wait_for(client, {0: job}, show, lambda _, error: errors.append(error))
     _raise(errors[0], workflow, job, resume)

@@ -7,6 +7,7 @@ __all__ = ['MOST', 'SETS', 'SUMMARY', 'is_range', 'parameter_sets', 'read_sets',
 
 # %% ../../nbs/compute/04_sweep.ipynb #fc9075cd
 import io
+import math
 import os
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # %% ../../nbs/compute/04_sweep.ipynb #d01b9cef
-import numpy as np
-import yaml
-
 from .run import (PARAMETERS, RESULTS, choose_folder, how_to_resume, locked, prepare, refuse_used, showing,
                                   wait_for, workers, write_page)
 from .workflow import Parameter, Workflow, find_workflow
@@ -59,7 +57,7 @@ def is_range(parameter: Parameter, value: Any) -> bool:
     """
     if isinstance(value, str):
         return parameter.type in (int, float) and ":" in value
-    return isinstance(value, Sequence | np.ndarray) and parameter.type in (int, float, str, bool)
+    return hasattr(value, "__len__") and parameter.type in (int, float, str, bool)
 
 # %% ../../nbs/compute/04_sweep.ipynb #bfb08fd6
 MOST = 10_000
@@ -130,6 +128,8 @@ def read_sets(path: str | Path) -> Any:
     InputError
         If it can't be read.
     """
+    import yaml
+
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -182,6 +182,7 @@ def collect(folder: str | Path) -> "xr.Dataset":
         Results that are numbers, and their errors as ``NAME_error``; NaN for runs without. The swept
         parameters are dimensions if the sets are a full grid, otherwise coordinates along ``run``.
     """
+    import numpy as np
     import xarray as xr
 
     sets = read_json(Path(folder) / SETS)["sets"]
@@ -201,12 +202,12 @@ def _columns(found: list[dict]) -> Iterator[tuple[str, list[float], dict]]:
         units = {item["unit"] for item in items if item.get("unit")}
         for key, column in {"value": name, "error": f"{name}_error"}.items():
             values = [_number(item.get(key)) for item in items]
-            if not all(np.isnan(value) for value in values):
+            if not all(math.isnan(value) for value in values):
                 yield column, values, {"units": units.pop()} if len(units) == 1 and key == "value" else {}
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else np.nan
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 # %% ../../nbs/compute/04_sweep.ipynb #ce6bd4f6
 def _swept(sets: list[dict]) -> dict[str, tuple[str, list]]:
@@ -219,7 +220,7 @@ def _swept(sets: list[dict]) -> dict[str, tuple[str, list]]:
 def _as_grid(data: "xr.Dataset") -> "xr.Dataset":
     names = [name for name in data.coords if name != "run"]
     points = set(zip(*(data[name].values for name in names)))
-    full = np.prod([len(np.unique(data[name])) for name in names])
+    full = math.prod(len(set(data[name].values)) for name in names)
     if not names or not full == len(points) == data.sizes["run"]:
         return data
     if len(names) == 1:

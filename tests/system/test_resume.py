@@ -62,7 +62,7 @@ def test_sigkill_in_training_then_sigint_in_hmc(whole, tmp_path):
     assert not (out / "results.json").exists()
 
     process = start(out, "--resume")
-    wait_for("hmc/block-*.pt", out, process, count=7)
+    wait_for("hmc/batch-*/block-*.pt", out, process, count=7)
     process.send_signal(signal.SIGINT)
     message = finish(process, status=130)
     assert "--resume" in message.splitlines()[-1]
