@@ -22,7 +22,7 @@ ITWIN = Path(sys.executable).with_name("itwin")
 HERE = Path(__file__).parent
 CRITICAL = Phi4(m2=-4.0, lam=4.572)
 SITE = {"partition": "batch", "interface": "lo", "memory": "1500 MiB", "patience": 90, "walltime": "00:20:00"}
-ASKED = dict(L=32, lam=4.572, chains=16, configs=2000, thermalise=100, workers=2)  # two batches of 8 chains
+ASKED = dict(L=32, lam=4.572, chains=16, configs=900, thermalise=100, workers=2)  # two batches of 8 chains
 
 
 def slurm(*command):
