@@ -135,7 +135,9 @@ def restart_controller(name, process):
     subprocess.run([HERE / "slurm-up"], check=True)
 
 
-@pytest.mark.parametrize("disturb", [cancel_job, kill_worker, restart_controller])
+@pytest.mark.parametrize(
+    "disturb", [cancel_job, restart_controller, pytest.param(kill_worker, marks=pytest.mark.slow)]
+)
 def test_disturbed_run_ends_right(tmp_path, site, undisturbed, disturb):
     name = site()
     process = start(tmp_path)
