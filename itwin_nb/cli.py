@@ -174,8 +174,8 @@ def run(name: str, parameters: tuple, sets: str | None, on: str, jobs: int | Non
     workflow, given = find_workflow(name), dict(parameters)
     asked, folder = _sets(workflow, given, sets), choose_folder(workflow, out, resume)
     many = asked is not None or (resume and _is_sweep(folder))
-    _check(workflow, given, asked)
     if detach:
+        _check(workflow, given, asked)
         words = [name, *(word for pair in parameters for word in ("-p", *pair))]
         words += [*(["--sets", sets] if sets else []), *(["--jobs", str(jobs)] if jobs else [])]
         _detach(workflow, folder, on, resume, many, words)

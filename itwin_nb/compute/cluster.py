@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _WALLTIME = re.compile(r"(?:(?P<d>\d+)-(?P<dh>\d+)(?::(?P<dm>\d+)(?::(?P<ds>\d+))?)?"
                        r"|(?:(?P<h>\d+):(?=\d+:))?(?P<m>\d+)(?::(?P<s>\d+))?)")
 
-
+# %% ../../nbs/compute/02_cluster.ipynb #c2bf6654
 def seconds(walltime: str) -> int:
     """
     Read a walltime as SLURM does.
@@ -112,7 +112,7 @@ def _mebibytes(memory: str) -> int:
 
     return parse_bytes(memory) // 2**20
 
-
+# %% ../../nbs/compute/02_cluster.ipynb #d5015021
 def _check_site(site: Site) -> None:
     seconds(site.walltime)
     for name, least in {"cores": 1, "gpus": 0, "workers": 1, "jobs": 1, "patience": 1}.items():
@@ -130,7 +130,7 @@ def _folders() -> list[Path]:
     shipped = Path(str(resources.files("itwin_nb") / "compute" / "sites"))
     return [Path("sites"), config / "itwin" / "sites", shipped]
 
-
+# %% ../../nbs/compute/02_cluster.ipynb #a6414525
 def sites() -> dict[str, Path]:
     """
     List the site profiles that can be named.
@@ -174,7 +174,7 @@ def read_site(path: str | Path) -> Site:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"The site profile {path} is wrong ({reason}).") from error
 
-
+# %% ../../nbs/compute/02_cluster.ipynb #47974039
 def _as_site(content: Mapping[str, Any]) -> Site:
     known = [field.name for field in fields(Site)]
     for name in content.keys() - set(known):
@@ -214,7 +214,7 @@ def _lifetime(site: Site) -> int:
     walltime = seconds(site.walltime)
     return max(walltime - max(30, min(300, walltime // 10)), walltime // 2)
 
-
+# %% ../../nbs/compute/02_cluster.ipynb #e145a3ea
 def _options(site: Site) -> dict[str, Any]:
     scratch = make_folder(Path(os.path.expandvars(site.scratch)).expanduser())
     gpus = [f"--gres=gpu:{site.gpus}"] if site.gpus else []
@@ -263,7 +263,7 @@ def slurm(command: str, *options: str, text: str | None = None) -> str:
         raise ItwinError(f"SLURM refuses: {_words(done.stderr)}.")
     return done.stdout
 
-
+# %% ../../nbs/compute/02_cluster.ipynb #4482f7fe
 def _words(stderr: str) -> str:
     lines = [line.split("error: ")[-1].strip() for line in stderr.splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(lines)) or "it gives no reason"
@@ -278,7 +278,7 @@ def _check_job(script: str, site: Site) -> None:
         known = ", ".join(sorted(set(slurm("sinfo", "-h", "-o", "%R").split())))
         raise ItwinError(f"SLURM has no partition {site.partition!r} for us: it has {known}.") from error
 
-
+# %% ../../nbs/compute/02_cluster.ipynb #2143f6bf
 def _cluster_class() -> "type[SLURMCluster]":
     from dask_jobqueue import SLURMCluster
     from dask_jobqueue.slurm import SLURMJob

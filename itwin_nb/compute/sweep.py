@@ -62,7 +62,7 @@ def is_range(parameter: Parameter, value: Any) -> bool:
 # %% ../../nbs/compute/04_sweep.ipynb #bfb08fd6
 MOST = 10_000
 
-
+# %% ../../nbs/compute/04_sweep.ipynb #0f8302c2
 def parameter_sets(workflow: Workflow,
                    given: "Mapping[str, Any] | Sequence[Mapping[str, Any]]") -> list[dict[str, Any]]:
     """
@@ -100,7 +100,7 @@ def _grid(workflow: Workflow, given: Mapping[str, Any]) -> Iterator[dict[str, An
     for values in product(*axes):
         yield dict(zip(given, values))
 
-
+# %% ../../nbs/compute/04_sweep.ipynb #2fe6eea1
 def _axis(parameter: Parameter, value: Any) -> list:
     if not is_range(parameter, value):
         return [parameter.fit(value)]
@@ -143,7 +143,7 @@ def read_sets(path: str | Path) -> Any:
 # %% ../../nbs/compute/04_sweep.ipynb #bd77cfd1
 SETS, SUMMARY = "sweep.json", "sweep.html"
 
-
+# %% ../../nbs/compute/04_sweep.ipynb #d907cf8a
 def _asked(workflow: Workflow, folder: Path, given: Any, resume: bool) -> list[dict[str, Any]]:
     sets = parameter_sets(workflow, given) if given is not None else []
     if resume:
@@ -152,7 +152,7 @@ def _asked(workflow: Workflow, folder: Path, given: Any, resume: bool) -> list[d
     write_json(make_folder(folder) / SETS, {"workflow": workflow.name, "sets": sets})
     return sets
 
-
+# %% ../../nbs/compute/04_sweep.ipynb #bb813679
 def _recorded(workflow: Workflow, folder: Path, sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not (folder / SETS).exists():
         raise UsageError(f"The folder {folder} holds no sweep to resume: choose the right one with --out.")
@@ -205,7 +205,7 @@ def _columns(found: list[dict]) -> Iterator[tuple[str, list[float], dict]]:
             if not all(math.isnan(value) for value in values):
                 yield column, values, {"units": units.pop()} if len(units) == 1 and key == "value" else {}
 
-
+# %% ../../nbs/compute/04_sweep.ipynb #2fa8dc5b
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
@@ -251,7 +251,7 @@ def summary(workflow: Workflow, folder: Path,
     return [_row(values, path, str((failed or {}).get(number, "not run")))
             for number, (values, path) in enumerate(zip(sets, _folders(folder, len(sets))))]
 
-
+# %% ../../nbs/compute/04_sweep.ipynb #45ade4a7
 def _row(values: Mapping[str, Any], path: Path, trouble: str) -> dict[str, str]:
     results = _measured(path)
     words = {name: format_value(item["value"], item["error"]) for name, item in results.items()
@@ -378,7 +378,7 @@ def sweep(workflow: str | Path, sets: "Mapping[str, Any] | Sequence[Mapping[str,
 def _cores(on: "str | Client") -> int | None:
     return len(os.sched_getaffinity(0)) if on == "local" else None
 
-
+# %% ../../nbs/compute/04_sweep.ipynb #d7dbd61f
 def _run_missing(client: "Client", workflow: Workflow, folder: Path, sets: list[dict], show: Any) -> dict:
     paths = dict(enumerate(_folders(folder, len(sets))))
     todo = {number: prepare(workflow, path, workflow.fill(sets[number]), resume=(path / PARAMETERS).exists())
