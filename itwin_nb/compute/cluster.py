@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 # %% ../../nbs/compute/02_cluster.ipynb #deb2f493
 from .workflow import SCHEDULER
 from ..core.errors import InputError, ItwinError, UsageError
-from ..core.files import make_folder
+from ..core.files import make_folder, read_yaml
 
 if TYPE_CHECKING:
     from dask.distributed import Client
@@ -163,16 +163,13 @@ def read_site(path: str | Path) -> Site:
     InputError
         If it can't be read, or holds a name or a value that a site doesn't have.
     """
-    import yaml
-
+    content = read_yaml(path) or {}
+    if not isinstance(content, Mapping):
+        raise InputError(f"The site profile {path} is wrong: write names with their values.")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         return _as_site(content)
-    except OSError as error:
-        raise InputError(f"Cannot read the site profile {path}: {error.strerror.lower()}.") from error
-    except (yaml.YAMLError, AttributeError, UsageError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"The site profile {path} is wrong ({reason}).") from error
+    except UsageError as error:
+        raise InputError(f"The site profile {path} is wrong: {str(error).rstrip('.')}.") from error
 
 # %% ../../nbs/compute/02_cluster.ipynb #47974039
 def _as_site(content: Mapping[str, Any]) -> Site:
@@ -337,34 +334,30 @@ def _why(cluster: "SLURMCluster", site: Site) -> str:
     return "; ".join(lines) or f"its jobs {', '.join(ids)} have ended, see their logs in {site.scratch}/logs"
 
 # %% ../../nbs/compute/02_cluster.ipynb #7f149668
-def _wait(client: "Client", cluster: "SLURMCluster", site: Site) -> None:
+def _client_of(cluster: "SLURMCluster", site: Site, jobs: int) -> "Client":
+    from dask.distributed import Client
+
+    class ClusterClient(Client):
+        patience, slots = site.patience, jobs * site.workers
+
+        def close(self, *arguments, **options):
+            super().close(*arguments, **options)
+            with suppress(AssertionError, RuntimeError):
+                cluster.close()
+
+        def why(self):
+            return _why(cluster, site)
+
+    return ClusterClient(cluster)
+
+# %% ../../nbs/compute/02_cluster.ipynb #f486c8b5
+def _wait(client: "Client", site: Site) -> None:
     try:
         client.wait_for_workers(1, timeout=site.patience)
     except TimeoutError as error:
-        why = _why(cluster, site)
+        why = client.why()
         client.close()
         raise ItwinError(f"No worker started in {site.patience:.0f} s: {why}.") from error
-
-# %% ../../nbs/compute/02_cluster.ipynb #893ed74f
-def _client_of(cluster: "SLURMCluster", site: Site) -> "Client":
-    from dask.distributed import Client
-
-    quiet, seen = suppress(AssertionError, RuntimeError), [time.monotonic()]
-
-    class ClusterClient(Client):
-        def close(self, *arguments, **options):
-            super().close(*arguments, **options)
-            with quiet:
-                cluster.close()
-
-        def check(self):
-            if self.scheduler_info(n_workers=1)["workers"]:
-                seen[0] = time.monotonic()
-            elif time.monotonic() - seen[0] > site.patience:
-                gone = f"All workers are gone, and no other started in {site.patience:.0f} s"
-                raise ItwinError(f"{gone}: {_why(cluster, site)}.")
-
-    return ClusterClient(cluster)
 
 # %% ../../nbs/compute/02_cluster.ipynb #94719cb0
 def _submit(site: Site, jobs: int, adaptive: bool) -> "Client":
@@ -379,8 +372,8 @@ def _submit(site: Site, jobs: int, adaptive: bool) -> "Client":
         cluster.close()
         raise
     cluster.adapt(minimum_jobs=1 if adaptive else jobs, maximum_jobs=jobs, interval="1s", wait_count=5)
-    client = _client_of(cluster, site)
-    _wait(client, cluster, site)
+    client = _client_of(cluster, site, jobs)
+    _wait(client, site)
     return client
 
 # %% ../../nbs/compute/02_cluster.ipynb #dc41268c

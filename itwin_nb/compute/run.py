@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -300,7 +301,7 @@ def _execute(job: Mapping[str, Any], report: "Report", stop: "Stop") -> Exceptio
 def _attempt(job: Mapping[str, Any]) -> dict[str, Any]:
     mark = Path(job["target"]).with_suffix(".begun")
     again = mark.exists()
-    mark.touch()
+    write_json(mark, again)
     return {**job["parameters"], "resume": again or job["parameters"]["resume"]}
 
 # %% ../../nbs/compute/03_run.ipynb #d4098b25
@@ -355,6 +356,14 @@ def _make_cluster(on: str, jobs: int | None) -> "Client":
 
     return make_cluster(on, jobs=jobs)
 
+# %% ../../nbs/compute/03_run.ipynb #400f93f5
+def _jobs_for(on: "str | Client", workers: int) -> int:
+    from itwin_nb.compute.cluster import find_site
+
+    if not isinstance(on, str) or on == "local" or ":" in on:
+        return workers
+    return -(-workers // find_site(on).workers)
+
 # %% ../../nbs/compute/03_run.ipynb #c323efc3
 def _outcome(future: Any) -> Exception | None:
     from dask.distributed import CancelledError, KilledWorker
@@ -368,20 +377,35 @@ def _outcome(future: Any) -> Exception | None:
         return ItwinError("The Dask scheduler was lost: start the run again with --resume")
 
 # %% ../../nbs/compute/03_run.ipynb #ffefa5b4
-def _ended(client: "Client", futures: Mapping[Any, Any]) -> set:
+def _ended(futures: Mapping[Any, Any], check: Callable[[], None]) -> set:
     from dask.distributed import CancelledError, wait
 
     try:
         return wait(list(futures), timeout=5, return_when="FIRST_COMPLETED").done
     except TimeoutError:
-        getattr(client, "check", lambda: None)()
+        check()
         return set()
     except CancelledError:
         return set(futures)
 
+# %% ../../nbs/compute/03_run.ipynb #31bf9be8
+def _watch(client: "Client") -> Callable[[], None]:
+    seen, patience = time.monotonic(), getattr(client, "patience", 300.0)
+    why = getattr(client, "why", lambda: "start some with `dask worker`")
+
+    def check() -> None:
+        nonlocal seen
+        if client.scheduler_info(n_workers=1)["workers"]:
+            seen = time.monotonic()
+        elif time.monotonic() - seen > patience:
+            gone = f"All workers are gone, and no other started in {patience:.0f} s"
+            raise ItwinError(f"{gone} ({why()}); the run can be continued with --resume.")
+
+    return check
+
 # %% ../../nbs/compute/03_run.ipynb #f1dda578
 def wait_for(client: "Client", jobs: Mapping[Any, Mapping[str, Any]], show: "Report",
-             done: Callable[[Any, Exception | None], None]) -> None:
+             done: Callable[[Any, Exception | None], None], at_once: int | None = None) -> None:
     """
     Run jobs on the workers of a client and wait for all of them.
 
@@ -395,19 +419,30 @@ def wait_for(client: "Client", jobs: Mapping[Any, Mapping[str, Any]], show: "Rep
         Takes the events of the engine.
     done : callable
         Takes the key and the error, or None, of each job that has ended.
+    at_once : int, optional
+        Jobs at a time; by default as many as there are workers.
+
+    Raises
+    ------
+    ItwinError
+        If no workers are left.
     """
     from dask.distributed import Event
 
-    topic, wishes = f"itwin-{uuid4().hex}", iter(_WISHES)
+    topic, wishes, check = f"itwin-{uuid4().hex}", iter(_WISHES), _watch(client)
     client.subscribe_topic(topic, lambda event: show(event[1]))
-    futures = {client.submit(_task, job, topic, pure=False): key for key, job in jobs.items()}
+    todo, futures = iter(jobs.items()), {}
     try:
-        while futures:
+        while True:
+            for key, job in islice(todo, at_once and at_once - len(futures)):
+                futures[client.submit(_task, job, topic, pure=False)] = key
+            if not futures:
+                return
             try:
-                for future in _ended(client, futures):
+                for future in _ended(futures, check):
                     done(futures.pop(future), _outcome(future))
             except KeyboardInterrupt:
-                Event(f"{topic}-{next(wishes)}", client=client).set()
+                Event(f"{topic}-{next(wishes, _WISHES[-1])}", client=client).set()
     finally:
         client.unsubscribe_topic(topic)
 
@@ -545,7 +580,7 @@ def run(workflow: str | Path, parameters: Mapping[str, Any] | None = None, on: "
     found = find_workflow(workflow)
     folder = choose_folder(found, out, resume)
     values = _values(found, folder, parameters or {}, resume)
-    jobs = jobs or values.get("workers", 1)
+    jobs = jobs or _jobs_for(on, values.get("workers", 1))
     with showing(progress) as show, workers(on, jobs) as client, locked(make_folder(folder)):
         job, errors = prepare(found, folder, values, resume), []
         wait_for(client, {0: job}, show, lambda _, error: errors.append(error))

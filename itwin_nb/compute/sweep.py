@@ -10,7 +10,7 @@ import io
 import math
 import os
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from .run import (PARAMETERS, RESULTS, choose_folder, how_to_resume, locked, pre
                                   wait_for, workers, write_page)
 from .workflow import Parameter, Workflow, find_workflow
 from ..core.errors import InputError, ItwinError, UsageError
-from ..core.files import atomic_path, make_folder, plain, read_json, write_json
+from ..core.files import make_folder, plain, read_json, read_yaml, write_dataset, write_json
 from ..core.provenance import format_value
 
 if TYPE_CHECKING:
@@ -128,14 +128,7 @@ def read_sets(path: str | Path) -> Any:
     InputError
         If it can't be read.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read the parameter sets {path}: {error.strerror.lower()}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} isn't YAML ({' '.join(str(error).split())}).") from error
+    content = read_yaml(path)
     if not isinstance(content, Mapping | list):
         raise InputError(f"{path} holds no parameter sets: write a list of sets, or names with their values.")
     return content
@@ -305,8 +298,7 @@ def write_summary(workflow: Workflow, folder: Path, failed: Mapping[int, Excepti
     from nbformat.v4 import new_markdown_cell, new_notebook
 
     data = collect(folder)
-    with atomic_path(folder / "sweep.nc") as temporary:
-        temporary.write_bytes(data.to_netcdf(engine="h5netcdf"))
+    write_dataset(folder / "sweep.nc", data)
     text = f"# {workflow.title}\n\n{_markdown(workflow, folder, summary(workflow, folder, failed))}"
     if picture := _draw(data):
         text += f"\n\n![results](data:image/png;base64,{b64encode(picture).decode()})"
@@ -383,7 +375,7 @@ def _run_missing(client: "Client", workflow: Workflow, folder: Path, sets: list[
     paths = dict(enumerate(_folders(folder, len(sets))))
     todo = {number: prepare(workflow, path, workflow.fill(sets[number]), resume=(path / PARAMETERS).exists())
             for number, path in paths.items() if not (path / RESULTS).exists()}
-    failed, ended = {}, len(sets) - len(todo)
+    failed, ended, at_once = {}, len(sets) - len(todo), _at_once(client, todo.values())
 
     def done(number: int, error: Exception | None) -> None:
         nonlocal ended
@@ -391,5 +383,11 @@ def _run_missing(client: "Client", workflow: Workflow, folder: Path, sets: list[
         failed.update({number: error} if error else {})
         show({"cell": ended, "of": len(sets), "heading": workflow.name})
 
-    wait_for(client, todo, lambda event: None, done)
+    wait_for(client, todo, lambda event: None, done, at_once)
     return failed
+
+# %% ../../nbs/compute/04_sweep.ipynb #3e3b5a97
+def _at_once(client: "Client", jobs: Iterable[Mapping]) -> int | None:
+    most = max((job["parameters"].get("workers", 1) for job in jobs), default=1)
+    slots = getattr(client, "slots", 0) or sum(client.nthreads().values())
+    return max(1, slots // most) if most > 1 else None

@@ -9,6 +9,7 @@ __all__ = ['Lattice', 'Sublattice', 'circulant', 'to_dataarray']
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import xarray as xr
@@ -153,13 +154,13 @@ def circulant(spectrum: Tensor, displacements: Tensor, ndim: int) -> Tensor:
     return kernel.flatten(-ndim)[..., displacements]
 
 # %% ../../nbs/lattice/00_fields.ipynb #29592823
-def to_dataarray(phi: Tensor, lattice: Lattice) -> xr.DataArray:
+def to_dataarray(phi: Any, lattice: Lattice) -> xr.DataArray:
     """
     Name the dimensions of a batch of scalar fields.
 
     Parameters
     ----------
-    phi : Tensor
+    phi : Tensor or array of dask
         `[config, *shape]` or `[chain, config, *shape]`.
     lattice : Lattice
         Where the fields live.
@@ -171,4 +172,5 @@ def to_dataarray(phi: Tensor, lattice: Lattice) -> xr.DataArray:
     """
     leading = ("chain", "config")[-(phi.ndim - lattice.ndim):]
     dims = leading + tuple("xyzt")[:lattice.ndim]
-    return xr.DataArray(phi.cpu().numpy(), dims=dims, name="phi", attrs={"units": "1"})
+    values = phi.cpu().numpy() if isinstance(phi, Tensor) else phi
+    return xr.DataArray(values, dims=dims, name="phi", attrs={"units": "1"})

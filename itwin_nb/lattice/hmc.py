@@ -231,19 +231,37 @@ def _load_block(path: Path, asked: dict) -> dict | None:
 
 # %% ../../nbs/lattice/02_hmc.ipynb #c6130353
 @patch
-def _blocks(self: HMC, state: dict, sizes: list[int], every: int, folder: Path | None, asked: dict,
-            bar: tqdm) -> list[dict]:
+def _next_block(self: HMC, state: dict, size: int, every: int, path: Path | None, asked: dict,
+                bar: tqdm) -> dict:
+    if path and (block := _load_block(path, asked)):
+        bar.update(size * every)
+        return block
+    block = self._block(state, size, every, bar) | {"asked": asked}
+    if path:
+        save_tensors(path, block)
+    return block
+
+# %% ../../nbs/lattice/02_hmc.ipynb #862276a0
+def _read_fields(path: Path) -> np.ndarray:
+    return load_tensors(path)["phi"].numpy()
+
+
+def _drop_fields(block: dict, path: Path) -> dict:
+    import dask
+    import dask.array as da
+
+    fields = da.from_delayed(dask.delayed(_read_fields)(path), block["phi"].shape, np.float64)
+    return {**block, "phi": fields}
+
+# %% ../../nbs/lattice/02_hmc.ipynb #2e22d783
+@patch
+def _blocks(self: HMC, state: dict, sizes: list[int], every: int, folder: Path | None,
+            *arguments: Any) -> list[dict]:
     blocks = []
     for i, size in enumerate(sizes):
         path = folder and folder / f"block-{i:05d}.pt"
-        block = _load_block(path, asked) if folder else None
-        if block:
-            bar.update(size * every)
-        else:
-            block = self._block(state, size, every, bar) | {"asked": asked}
-            if folder:
-                save_tensors(path, block)
-        blocks.append(block)
+        block = self._next_block(state, size, every, path, *arguments)
+        blocks.append(_drop_fields(block, path) if path else block)
         state = block["end"]
     return blocks
 
@@ -282,10 +300,17 @@ def _plan(n: int, every: int, thermalise: int) -> tuple[list[int], list[int]]:
     return tuple([min(BLOCK, total - i) for i in range(0, total, BLOCK)] for total in (warm, n))
 
 # %% ../../nbs/lattice/02_hmc.ipynb #9e5c16d4
+def _together(batches: list[list[dict]], name: str) -> Any:
+    import dask.array as da
+
+    first = batches[0][0][name]
+    join = torch.cat if isinstance(first, Tensor) else da.concatenate
+    return join([join([block[name] for block in blocks], 1) for blocks in batches], 0)
+
+# %% ../../nbs/lattice/02_hmc.ipynb #ab228dc4
 @patch
 def _dataset(self: HMC, batches: list[list[dict]], asked: dict) -> xr.Dataset:
-    phi, delta, accept = (torch.cat([torch.cat([block[name] for block in blocks], 1) for blocks in batches])
-                          for name in ("phi", "delta_h", "accept"))
+    phi, delta, accept = (_together(batches, name) for name in ("phi", "delta_h", "accept"))
     if not accept.any(1).all():
         raise ItwinError("a chain accepted no trajectory at all: the integrator is unstable; "
                          "raise steps or lower tau")
@@ -293,7 +318,7 @@ def _dataset(self: HMC, batches: list[list[dict]], asked: dict) -> xr.Dataset:
     data = {"delta_h": (dims, delta.numpy()), "accept": (dims, accept.numpy())}
     return xr.Dataset({"phi": to_dataarray(phi, Lattice(tuple(self.shape))), **data}, attrs=asked)
 
-# %% ../../nbs/lattice/02_hmc.ipynb #ab228dc4
+# %% ../../nbs/lattice/02_hmc.ipynb #827e00db
 @patch
 def run(self: HMC, n: int, seed: int = 0, every: int = 1, thermalise: int = 200,
         folder: str | Path | None = None, resume: bool = False,
@@ -312,7 +337,7 @@ def run(self: HMC, n: int, seed: int = 0, every: int = 1, thermalise: int = 200,
     thermalise : int, default 200
         Trajectories thrown away at the start.
     folder : path, optional
-        Where to keep the blocks of the run.
+        Where to keep the blocks of the run; then the ensemble may be larger than the memory.
     resume : bool, default False
         Continue from the blocks in `folder`.
     cluster : dask.distributed.Client, optional
@@ -322,6 +347,7 @@ def run(self: HMC, n: int, seed: int = 0, every: int = 1, thermalise: int = 200,
     -------
     xarray.Dataset
         `phi` (chain, config, x, …), `delta_h`, `accept` (chain, trajectory); attributes: the parameters.
+        With `folder`, `phi` is in dask chunks that are read from there when they are needed.
 
     Raises
     ------

@@ -8,6 +8,7 @@ __all__ = ['two_point', 'measure', 'compare']
 # %% ../../nbs/lattice/07_observables.ipynb #dc896d86
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,19 +21,36 @@ from .actions import Phi4
 from .autocorrelation import Estimate, gamma_method
 
 # %% ../../nbs/lattice/07_observables.ipynb #a95e355f
-def _chains(phi: xr.DataArray) -> np.ndarray:
+def _sites(phi: xr.DataArray) -> list[str]:
     if phi.dims[0] not in ("chain", "config") or "config" not in phi.dims:
         raise InputError(f"fields with the dims {phi.dims} can't be measured: they need 'config' "
                          "and may have 'chain' before it")
-    values = phi.values if phi.dims[0] == "chain" else phi.values[None]
-    if not np.isfinite(values).all():
-        raise InputError("the ensemble contains fields that are not finite: generate it again")
-    return values
+    return [dim for dim in phi.dims if dim not in ("chain", "config")]
+
+# %% ../../nbs/lattice/07_observables.ipynb #bb92e633
+def _per_config(function: Callable, phi: xr.DataArray) -> np.ndarray:
+    def checked(fields):
+        if not np.isfinite(fields).all():
+            raise InputError("the ensemble contains fields that are not finite: generate it again")
+        return function(fields.reshape(-1, *shape)).reshape(*fields.shape[:-len(sites)], -1)
+
+    sites = _sites(phi)
+    shape = tuple(phi.sizes[dim] for dim in sites)
+    count = function(np.zeros((1, *shape))).shape[-1]
+    chunks = {"output_sizes": {"number": count}, "allow_rechunk": True}
+    numbers = xr.apply_ufunc(checked, phi, input_core_dims=[sites], output_core_dims=[["number"]],
+                             dask="parallelized", dask_gufunc_kwargs=chunks, output_dtypes=[float])
+    return numbers.values if "chain" in phi.dims else numbers.values[None]
 
 # %% ../../nbs/lattice/07_observables.ipynb #edf8bf4f
-def _power(values: np.ndarray) -> np.ndarray:
-    slices = values.mean(axis=tuple(range(3, values.ndim)))
+def _power(fields: np.ndarray) -> np.ndarray:
+    slices = fields.mean(axis=tuple(range(2, fields.ndim)))
     return np.abs(np.fft.rfft(slices, axis=-1)) ** 2
+
+
+def _correlate(fields: np.ndarray) -> np.ndarray:
+    n = fields.shape[1]
+    return np.fft.irfft(_power(fields), n, axis=-1)[:, : n // 2 + 1] / n
 
 
 def two_point(phi: xr.DataArray) -> np.ndarray:
@@ -49,18 +67,14 @@ def two_point(phi: xr.DataArray) -> np.ndarray:
     ndarray
         $C(t)$ for t = 0 … L_0/2, `[chain, config, t]`.
     """
-    values = _chains(phi)
-    n = values.shape[2]
-    return np.fft.irfft(_power(values), n, axis=-1)[..., : n // 2 + 1] / n
+    return _per_config(_correlate, phi)
 
 # %% ../../nbs/lattice/07_observables.ipynb #c986920b
-def _primaries(phi: xr.DataArray, action: Phi4) -> np.ndarray:
-    values = _chains(phi)
-    length, flat = values.shape[2], torch.as_tensor(values).flatten(0, 1)
-    m = values.mean(axis=tuple(range(2, values.ndim)))
-    density = action(flat).numpy().reshape(m.shape) / flat[0].numel()
-    soft = _power(values)[..., min(1, length // 2)] / length**2
-    return np.stack([density, m, np.abs(m), m**2, m**4, soft], axis=-1)
+def _numbers(action: Phi4, fields: np.ndarray) -> np.ndarray:
+    length, m = fields.shape[1], fields.mean(axis=tuple(range(1, fields.ndim)))
+    density = action(torch.as_tensor(fields)).numpy() / math.prod(fields.shape[1:])
+    soft = _power(fields)[:, min(1, length // 2)] / length**2
+    return np.column_stack([density, m, np.abs(m), m**2, m**4, soft, _correlate(fields)])
 
 # %% ../../nbs/lattice/07_observables.ipynb #77c9f88d
 def _functions(shape: tuple[int, ...]) -> dict[str, Callable]:
@@ -99,10 +113,10 @@ def measure(phi: xr.DataArray, action: Phi4) -> dict[str, Estimate]:
     InputError
         If the dims are not those of an ensemble, or a field is not finite.
     """
-    shape = tuple(phi.sizes[d] for d in phi.dims if d not in ("chain", "config"))
-    primaries = _primaries(phi, action)
-    estimates = {name: gamma_method(primaries, f) for name, f in _functions(shape).items()}
-    return estimates | {"two_point": gamma_method(two_point(phi))}
+    shape = tuple(phi.sizes[dim] for dim in _sites(phi))
+    numbers = _per_config(partial(_numbers, action), phi)
+    estimates = {name: gamma_method(numbers[..., :6], f) for name, f in _functions(shape).items()}
+    return estimates | {"two_point": gamma_method(numbers[..., 6:])}
 
 # %% ../../nbs/lattice/07_observables.ipynb #c9065af4
 def _row(x: Estimate, y: Estimate, names: tuple[str, str]) -> dict[str, str | float]:
