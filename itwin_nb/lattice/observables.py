@@ -32,7 +32,9 @@ def _per_config(function: Callable, phi: xr.DataArray) -> np.ndarray:
     def checked(fields):
         if not np.isfinite(fields).all():
             raise InputError("the ensemble contains fields that are not finite: generate it again")
-        return function(fields.reshape(-1, *shape)).reshape(*fields.shape[:-len(sites)], -1)
+        flat = fields.reshape(-1, *shape)
+        pieces = np.array_split(flat, 1 + flat.size // 65536)
+        return np.concatenate([function(p) for p in pieces]).reshape(*fields.shape[:-len(sites)], -1)
 
     sites = _sites(phi)
     shape = tuple(phi.sizes[dim] for dim in sites)
@@ -77,8 +79,8 @@ def _numbers(action: Phi4, fields: np.ndarray) -> np.ndarray:
     return np.column_stack([density, m, np.abs(m), m**2, m**4, soft, _correlate(fields)])
 
 # %% ../../nbs/lattice/07_observables.ipynb #77c9f88d
-def _functions(shape: tuple[int, ...]) -> dict[str, Callable]:
-    volume, length = math.prod(shape), shape[0]
+def _functions(shape: tuple[int, ...], numbers: np.ndarray) -> dict[str, Callable]:
+    volume, length, means = math.prod(shape), shape[0], numbers.mean((0, 1))
     functions = {
         "action": lambda a: a[0],
         "m": lambda a: a[1],
@@ -86,9 +88,10 @@ def _functions(shape: tuple[int, ...]) -> dict[str, Callable]:
         "chi2": lambda a: volume * a[3],
         "chi_connected": lambda a: volume * (a[3] - a[2] ** 2),
         "binder": lambda a: 1 - a[4] / (3 * a[3] ** 2),
-        "xi": lambda a: math.sqrt(max(a[3] / a[5] - 1, 0.0)) / (2 * math.sin(math.pi / length)),
     }
-    return functions if length > 1 else {name: f for name, f in functions.items() if name != "xi"}
+    if length > 1 and means[3] > means[5]:
+        functions["xi"] = lambda a: math.sqrt(max(a[3] / a[5] - 1, 0.0)) / (2 * math.sin(math.pi / length))
+    return functions
 
 # %% ../../nbs/lattice/07_observables.ipynb #bec911a6
 def measure(phi: xr.DataArray, action: Phi4) -> dict[str, Estimate]:
@@ -106,7 +109,7 @@ def measure(phi: xr.DataArray, action: Phi4) -> dict[str, Estimate]:
     -------
     dict
         Name to `Estimate` (value, error, tau in configurations): action, m, abs_m, chi2, chi_connected,
-        binder, xi (where $L_0>1$), and `two_point`, an estimate of the vector $C(t)$.
+        binder, xi (where its square is positive), and `two_point`, an estimate of the vector $C(t)$.
 
     Raises
     ------
@@ -115,7 +118,7 @@ def measure(phi: xr.DataArray, action: Phi4) -> dict[str, Estimate]:
     """
     shape = tuple(phi.sizes[dim] for dim in _sites(phi))
     numbers = _per_config(partial(_numbers, action), phi)
-    estimates = {name: gamma_method(numbers[..., :6], f) for name, f in _functions(shape).items()}
+    estimates = {name: gamma_method(numbers[..., :6], f) for name, f in _functions(shape, numbers).items()}
     return estimates | {"two_point": gamma_method(numbers[..., 6:])}
 
 # %% ../../nbs/lattice/07_observables.ipynb #c9065af4
@@ -141,8 +144,8 @@ def compare(a: dict[str, Estimate], b: dict[str, Estimate],
     Returns
     -------
     pandas.DataFrame
-        One row for each scalar observable: both values with errors, both autocorrelation times, and the
+        One row for each scalar observable that both have: both values with errors, both autocorrelation times, and the
         difference in standard errors.
     """
-    rows = {name: _row(a[name], b[name], names) for name in a if np.ndim(a[name].value) == 0}
+    rows = {name: _row(a[name], b[name], names) for name in a if name in b and np.ndim(a[name].value) == 0}
     return pd.DataFrame.from_dict(rows, orient="index")
