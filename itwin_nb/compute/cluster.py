@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -351,13 +350,19 @@ def _client_of(cluster: "SLURMCluster", site: Site, jobs: int) -> "Client":
     return ClusterClient(cluster)
 
 # %% ../../nbs/compute/02_cluster.ipynb #f486c8b5
+_HOPELESS = "PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "InvalidAccount", "InvalidQOS"
+
+
 def _wait(client: "Client", site: Site) -> None:
-    try:
-        client.wait_for_workers(1, timeout=site.patience)
-    except TimeoutError as error:
-        why = client.why()
-        client.close()
-        raise ItwinError(f"No worker started in {site.patience:.0f} s: {why}.") from error
+    waited = 0.0
+    for end in sorted({min(5.0, site.patience), site.patience}):
+        with suppress(TimeoutError):
+            return client.wait_for_workers(1, timeout=end - waited)
+        why, waited = client.why(), end
+        if any(reason in why for reason in _HOPELESS):
+            break
+    client.close()
+    raise ItwinError(f"No worker started in {waited:.0f} s: {why}.")
 
 # %% ../../nbs/compute/02_cluster.ipynb #94719cb0
 def _submit(site: Site, jobs: int, adaptive: bool) -> "Client":

@@ -51,7 +51,13 @@ def only_imports(source: str) -> bool:
         body = ast.parse(source).body
     except SyntaxError:  # a magic command
         return False
-    return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+    return bool(body) and all(is_import(node) for node in body)
+
+
+def is_import(node: ast.stmt) -> bool:
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        return all(is_import(inner) for inner in node.body)
+    return isinstance(node, (ast.Import, ast.ImportFrom))
 
 
 def rebase(text: str, folder: Path, root: Path, git_url: str) -> str:

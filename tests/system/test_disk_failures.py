@@ -11,6 +11,7 @@ WRITE = """
 import sys
 from pathlib import Path
 import numpy, torch, xarray, h5py
+from itwin_nb.compute import write_dataset
 from itwin_nb.core.errors import OutputError
 from itwin_nb.core.files import atomic_path
 
@@ -23,8 +24,7 @@ def torch_to_file(path):
 def hdf5(path):
     with h5py.File(path, "w") as file: file["x"] = numbers
 def netcdf(path):
-    data = xarray.Dataset({"v": ("x", numbers)})
-    path.write_bytes(data.to_netcdf(engine="h5netcdf"))
+    write_dataset(path, xarray.Dataset({"v": ("x", numbers)}).chunk(x=10**5))
 def npy(path): numpy.save(path, numbers)
 def text(path): path.write_text("0" * 10**7)
 

@@ -7,7 +7,7 @@ import sys
 GENERATE = """
 import resource, sys
 import xarray as xr
-from itwin_nb.core.files import write_dataset
+from itwin_nb.compute import write_dataset
 from itwin_nb.lattice import HMC, Phi4, measure
 
 def peak():

@@ -1,6 +1,8 @@
 """Run on a real SLURM through the calls that the twins use; disturb it, and get what an undisturbed run gives."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +24,7 @@ ITWIN = Path(sys.executable).with_name("itwin")
 HERE = Path(__file__).parent
 CRITICAL = Phi4(m2=-4.0, lam=4.572)
 SITE = {"partition": "batch", "interface": "lo", "memory": "1500 MiB", "patience": 90, "walltime": "00:20:00"}
-ASKED = dict(L=32, lam=4.572, chains=16, configs=900, thermalise=100, workers=2)  # two batches of 8 chains
+ASKED = dict(L=32, lam=4.572, chains=16, configs=500, thermalise=100, workers=2)  # two batches of 8 chains
 
 
 def slurm(*command):
@@ -83,6 +85,48 @@ def test_sweep_of_eight_runs(tmp_path, site):
     assert (tmp_path / "sweep" / "sweep.html").exists() and done.stdout.count("done") == 8
 
 
+def test_flow_trained_and_compared_on_two_workers(tmp_path, site):
+    site()
+    words = ["-p", "L=4", "-p", "steps=60", "-p", "batch=64", "-p", "hmc_configs=100", "-p", "samples=16384"]
+    command = [ITWIN, "run", "lattice_flow", *words, "-p", "workers=2", "--on", "mine", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["acceptance"]["value"] > 0.5 and results["throughput"]["value"] > 10
+    assert 0 < results["efficiency"]["value"] < 1.05
+
+
+REFUSED = {
+    "partition": ({"partition": "gold"}, "SLURM has no partition 'gold' for us: it has batch, short."),
+    "memory": ({"memory": "64 GiB"}, "SLURM refuses: allocation failure: Requested node configuration is not available."),
+    "walltime": ({"partition": "short", "walltime": "01:00:00"}, "in 5 s: job {} is PENDING (PartitionTimeLimit)."),
+    "later": ({"directives": ["--begin=now+1hour"], "patience": 4}, "in 4 s: job {} is PENDING (BeginTime)."),
+    "full": ({"directives": ["--exclusive", "-w", "nb1"], "patience": 6}, "is PENDING (Resources)."),
+    "broken": ({"environment": ["exit 1"], "patience": 12}, "No worker started in 12 s: "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_no_worker_and_why(tmp_path, site, case):
+    profile, sentence = REFUSED[case]
+    site(**profile)
+    busy = slurm("sbatch", "--parsable", "-o", "/dev/null", "-w", "nb1", "--mem=100M", "--wrap", "sleep 120")
+    command = [ITWIN, "run", "lattice_hmc", "--on", "mine", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    subprocess.run(["scancel", *busy], check=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert re.search(re.escape(sentence).replace(re.escape("{}"), r"\d+"), done.stderr), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_slurm_absent(tmp_path):
+    command = [ITWIN, "run", "lattice_hmc", "--on", "slurm"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": str(ITWIN.parent)}
+    )
+    assert done.returncode == 1 and "SLURM isn't here (no sbatch): log in where jobs" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     hmc = HMC(Phi4(-4.0, ASKED["lam"]), (32, 32), chains=16, steps=8)
@@ -91,13 +135,13 @@ def undisturbed(tmp_path_factory):
 
 def start(folder, *options):
     words = [word for name, value in ASKED.items() for word in ("-p", f"{name}={value}")]
-    command = [ITWIN, "run", "lattice_hmc", *words, "--on", "mine", "--out", "run", *options]
+    command = [ITWIN, "run", "lattice_hmc", "--out", "run", *words, "--on", "mine", *options]
     return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
 def wait_for_blocks(folder, process, count=4):
     end = time.monotonic() + 200
-    while len(list(folder.glob("run/blocks/*/block-*.pt"))) < count:
+    while len(list(folder.glob("blocks/*/block-*.pt"))) < count:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end, "no blocks"
         time.sleep(0.2)
@@ -110,7 +154,7 @@ def finish(process, status=0):
 
 
 def same(folder, undisturbed):
-    with xr.open_dataset(folder / "run" / "ensemble.nc", engine="h5netcdf") as data:
+    with xr.open_dataset(folder / "ensemble.nc", engine="h5netcdf") as data:
         assert np.array_equal(data.phi, undisturbed.phi)
 
 
@@ -141,24 +185,54 @@ def restart_controller(name, process):
 def test_disturbed_run_ends_right(tmp_path, site, undisturbed, disturb):
     name = site()
     process = start(tmp_path)
-    wait_for_blocks(tmp_path, process)
+    wait_for_blocks(tmp_path / "run", process)
     disturb(name, process)
     finish(process)
-    same(tmp_path, undisturbed)
+    same(tmp_path / "run", undisturbed)
 
 
 def test_scheduler_killed_and_resumed(tmp_path, site, undisturbed):
     site()
     process = start(tmp_path)
-    wait_for_blocks(tmp_path, process)
+    wait_for_blocks(tmp_path / "run", process)
     process.kill()
     process.communicate()
     finish(start(tmp_path, "--resume"))
-    same(tmp_path, undisturbed)
+    same(tmp_path / "run", undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, which SLURM's jobs see as well."""
+    disk = tmp_path / "run"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk):
+    with pytest.raises(OSError), open(disk / "rubbish", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+
+
+def test_full_scratch_disk_and_resumed(tmp_path, site, undisturbed, small_disk):
+    site(scratch=str(small_disk / "scratch"))
+    process = start(tmp_path, "--out", "run/out")
+    wait_for_blocks(small_disk / "out", process)
+    fill(small_disk)
+    message = finish(process, status=1)
+    assert "no space left on device; free some space" in message and "Traceback" not in message
+    (small_disk / "rubbish").unlink()
+    finish(start(tmp_path, "--out", "run/out", "--resume"))
+    same(small_disk / "out", undisturbed)
 
 
 @pytest.mark.slow
 def test_walltime_shorter_than_the_run(tmp_path, site, undisturbed):
     site(walltime="1")
     finish(start(tmp_path))
-    same(tmp_path, undisturbed)
+    same(tmp_path / "run", undisturbed)
