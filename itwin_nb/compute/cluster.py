@@ -376,6 +376,7 @@ def _submit(site: Site, jobs: int, adaptive: bool) -> "Client":
     except ItwinError:
         cluster.close()
         raise
+    cluster.scale(jobs=1 if adaptive else jobs)
     cluster.adapt(minimum_jobs=1 if adaptive else jobs, maximum_jobs=jobs, interval="1s", wait_count=5)
     client = _client_of(cluster, site, jobs)
     _wait(client, site)

@@ -90,7 +90,8 @@ def _functions(shape: tuple[int, ...], numbers: np.ndarray) -> dict[str, Callabl
         "binder": lambda a: 1 - a[4] / (3 * a[3] ** 2),
     }
     if length > 1 and means[3] > means[5]:
-        functions["xi"] = lambda a: math.sqrt(max(a[3] / a[5] - 1, 0.0)) / (2 * math.sin(math.pi / length))
+        wave = 2 * math.sin(math.pi / length)
+        functions["xi"] = lambda a: math.sqrt(max(a[3] / a[5] - 1, 0.0)) / wave
     return functions
 
 # %% ../../nbs/lattice/07_observables.ipynb #bec911a6
@@ -144,8 +145,8 @@ def compare(a: dict[str, Estimate], b: dict[str, Estimate],
     Returns
     -------
     pandas.DataFrame
-        One row for each scalar observable that both have: both values with errors, both autocorrelation times, and the
-        difference in standard errors.
+        One row for each scalar observable that both have: both values with errors, both autocorrelation
+        times, and the difference in standard errors.
     """
     rows = {name: _row(a[name], b[name], names) for name in a if name in b and np.ndim(a[name].value) == 0}
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -132,8 +132,9 @@ def average_gradients(fabric: "Fabric", parameters: Iterable[torch.nn.Parameter]
     """
     gradients = [p.grad for p in parameters if p.grad is not None] if fabric.world_size > 1 else []
     if gradients:
-        mean = fabric.all_reduce(torch.nn.utils.parameters_to_vector(gradients), reduce_op="mean")
-        torch.nn.utils.vector_to_parameters(mean, gradients)
+        total = torch.nn.utils.parameters_to_vector(gradients)
+        torch.distributed.all_reduce(total)
+        torch.nn.utils.vector_to_parameters(total / fabric.world_size, gradients)
 
 # %% ../../nbs/learn/01_loop.ipynb #5b9db162
 @contextmanager

@@ -3,8 +3,8 @@ Run notebooks where they lie and keep their outputs, as the docs show them.
 
     python nbs/_docs/fill.py nbs/lattice/02_hmc.ipynb ...
 
-All cells run but those marked `#| eval: false`. Progress bars and other widgets leave no output behind: out of their
-kernel they are dead. Run `nbdev_clean` afterwards.
+All cells run but those marked `#| eval: false`. Progress bars, widgets, which are dead out of their kernel, and what
+processes write to stderr leave no output behind. Run `nbdev_clean` afterwards.
 """
 
 import re
@@ -27,8 +27,9 @@ class ChapterClient(NotebookClient):
         return await super().async_execute_cell(cell, *arguments, **options)
 
 
-def is_progress(output):
-    return WIDGET in output.get("data", {}) or bool(BAR.search(output.get("text", "")))
+def passes(output):
+    bar = WIDGET in output.get("data", {}) or BAR.search(output.get("text", ""))
+    return bool(bar) or output.get("name") == "stderr"
 
 
 def fill(path):
@@ -38,7 +39,7 @@ def fill(path):
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not is_progress(output)]
+            cell.outputs = [output for output in cell.outputs if not passes(output)]
     nbformat.write(notebook, path)
 
 

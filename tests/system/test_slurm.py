@@ -97,7 +97,7 @@ def test_flow_trained_and_compared_on_two_workers(tmp_path, site):
 
 
 REFUSED = {
-    "partition": ({"partition": "gold"}, "SLURM has no partition 'gold' for us: it has batch, short."),
+    "partition": ({"partition": "gold"}, "SLURM has no partition 'gold' for us: it has batch, short, spare."),
     "memory": ({"memory": "64 GiB"}, "SLURM refuses: allocation failure: Requested node configuration is not available."),
     "walltime": ({"partition": "short", "walltime": "01:00:00"}, "in 5 s: job {} is PENDING (PartitionTimeLimit)."),
     "later": ({"directives": ["--begin=now+1hour"], "patience": 4}, "in 4 s: job {} is PENDING (BeginTime)."),
@@ -179,11 +179,18 @@ def restart_controller(name, process):
     subprocess.run([HERE / "slurm-up"], check=True)
 
 
+def take_node_down(name, process):
+    jobs = jobs_of(name)
+    subprocess.run(["scontrol", "update", "NodeName=nb3", "State=down", "Reason=test"], check=True)
+    assert len(jobs) == 2 and slurm("squeue", "-h", "-j", ",".join(jobs), "-t", "running") == []
+
+
 @pytest.mark.parametrize(
-    "disturb", [cancel_job, restart_controller, pytest.param(kill_worker, marks=pytest.mark.slow)]
+    "disturb",
+    [cancel_job, restart_controller, take_node_down, pytest.param(kill_worker, marks=pytest.mark.slow)],
 )
 def test_disturbed_run_ends_right(tmp_path, site, undisturbed, disturb):
-    name = site()
+    name = site(partition="spare" if disturb is take_node_down else "batch")
     process = start(tmp_path)
     wait_for_blocks(tmp_path / "run", process)
     disturb(name, process)
