@@ -87,7 +87,7 @@ def test_sweep_of_eight_runs(tmp_path, site):
 
 def test_flow_trained_and_compared_on_two_workers(tmp_path, site):
     site()
-    words = ["-p", "L=4", "-p", "steps=60", "-p", "batch=64", "-p", "hmc_configs=100", "-p", "samples=16384"]
+    words = ["-p", "L=4", "-p", "steps=60", "-p", "batch=64", "-p", "hmc_configs=50", "-p", "samples=4096"]
     command = [ITWIN, "run", "lattice_flow", *words, "-p", "workers=2", "--on", "mine", "--out", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -187,7 +187,12 @@ def take_node_down(name, process):
 
 @pytest.mark.parametrize(
     "disturb",
-    [cancel_job, restart_controller, take_node_down, pytest.param(kill_worker, marks=pytest.mark.slow)],
+    [
+        cancel_job,
+        restart_controller,
+        pytest.param(take_node_down, marks=pytest.mark.slow),
+        pytest.param(kill_worker, marks=pytest.mark.slow),
+    ],
 )
 def test_disturbed_run_ends_right(tmp_path, site, undisturbed, disturb):
     name = site(partition="spare" if disturb is take_node_down else "batch")
