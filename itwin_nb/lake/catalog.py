@@ -227,6 +227,8 @@ def _writing(self: EmbeddedCatalog) -> Iterator[sqlite3.Connection]:
 
 # %% ../../nbs/lake/00_catalog.ipynb #58fb630f
 _COLUMNS = "name", "size", "adler32", "sha256", "owner", "run", "created"
+
+# %% ../../nbs/lake/00_catalog.ipynb #f750bf08
 _KEY = re.compile(r"[A-Za-z_][\w.]*")
 
 # %% ../../nbs/lake/00_catalog.ipynb #4adaa9d3
@@ -295,12 +297,18 @@ def entry(self: EmbeddedCatalog, name: str) -> Entry:
         If there is no such file.
     """
     with self._using() as database:
-        row = database.execute("SELECT * FROM entries WHERE name = ?", [check_name(name)]).fetchone()
-        if row is None:
-            raise InputError(f"There is no {name} in the lake{self._near(database, name)}.")
+        row = self._row(database, name)
         metadata = dict(database.execute("SELECT key, value FROM metadata WHERE name = ?", [name]))
         good = "SELECT site, path FROM replicas WHERE name = ? AND NOT bad"
         return Entry(*row, metadata=metadata, replicas=dict(database.execute(good, [name])))
+
+# %% ../../nbs/lake/00_catalog.ipynb #52431247
+@patch
+def _row(self: EmbeddedCatalog, database: sqlite3.Connection, name: str) -> tuple:
+    row = database.execute("SELECT * FROM entries WHERE name = ?", [check_name(name)]).fetchone()
+    if row is None:
+        raise InputError(f"There is no {name} in the lake{self._near(database, name)}.")
+    return row
 
 # %% ../../nbs/lake/00_catalog.ipynb #2eabbf2a
 @patch
@@ -370,8 +378,8 @@ def annotate(self: EmbeddedCatalog, name: str, **metadata: Any) -> None:
     UsageError
         If a value is of another kind.
     """
-    self.entry(name)
     with self._writing() as database:
+        self._row(database, name)
         _write_metadata(database, name, metadata)
 
 # %% ../../nbs/lake/00_catalog.ipynb #9dc76226
@@ -392,8 +400,8 @@ def place(self: EmbeddedCatalog, name: str, site: str, path: str, bad: bool = Fa
     InputError
         If there is no such file.
     """
-    self.entry(name)
     with self._writing() as database:
+        self._row(database, name)
         database.execute("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?)", [name, site, path, bad])
 
 # %% ../../nbs/lake/00_catalog.ipynb #42359660
@@ -435,8 +443,8 @@ def remove(self: EmbeddedCatalog, name: str) -> None:
     InputError
         If there is no such file.
     """
-    self.entry(name)
     with self._writing() as database:
+        self._row(database, name)
         database.execute("DELETE FROM entries WHERE name = ?", [name])
 
 # %% ../../nbs/lake/00_catalog.ipynb #2a8c6101
@@ -458,10 +466,10 @@ def attach(self: EmbeddedCatalog, dataset: str, *names: str) -> None:
         If there is no such file.
     """
     check_name(dataset)
-    for name in names:
-        self.entry(name)
     rows = [(dataset, name) for name in names]
     with self._writing() as database:
+        for name in names:
+            self._row(database, name)
         database.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", rows)
 
 # %% ../../nbs/lake/00_catalog.ipynb #345c5072

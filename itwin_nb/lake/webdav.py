@@ -9,6 +9,7 @@ __all__ = ['WebDAV']
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 from uuid import uuid4
@@ -16,9 +17,9 @@ from uuid import uuid4
 import requests
 from fastcore.basics import patch
 
-from ..core.errors import InputError, ItwinError, OutputError, UsageError
+from ..core.errors import InputError, ItwinError, OutputError
 from .identity import Token, refusal
-from .sites import BLOCK
+from .sites import BLOCK, inside
 
 # %% ../../nbs/lake/03_webdav.ipynb #9a5b7dd7
 @dataclass(frozen=True)
@@ -43,28 +44,27 @@ class WebDAV:
     authority: str = ""
     patience: float = 60.0
 
+    @cached_property
+    def _session(self) -> requests.Session:
+        session = requests.Session()
+        session.verify = self.authority or True
+        session.trust_env = False  # a .netrc would replace the token
+        if self.token:
+            session.headers["Authorization"] = f"Bearer {self.token.text}"
+        return session
+
 # %% ../../nbs/lake/03_webdav.ipynb #b64163f4
 _SCHEMES = {"davs": "https", "dav": "http"}
 
 # %% ../../nbs/lake/03_webdav.ipynb #70d4b553
 @patch
 def _address(self: WebDAV, path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or parts[0] == "/" or ".." in parts:
-        raise UsageError(f"{path!r} isn't a path inside a site: write such as phi4/A/0010.nc.")
     scheme, _, rest = self.url.partition("://")
-    place = "/".join([rest.rstrip("/"), *map(requests.utils.quote, parts)])
+    place = "/".join([rest.rstrip("/"), *map(requests.utils.quote, inside(path).parts)])
     return f"{_SCHEMES.get(scheme, scheme)}://{place}"
 
-# %% ../../nbs/lake/03_webdav.ipynb #68c77484
-@patch(as_prop=True)
-def _session(self: WebDAV) -> requests.Session:
-    session = requests.Session()
-    session.verify = self.authority or True
-    session.trust_env = False  # a .netrc would replace the token
-    if self.token:
-        session.headers["Authorization"] = f"Bearer {self.token.text}"
-    return session
+
+
 
 # %% ../../nbs/lake/03_webdav.ipynb #c39554ac
 _ACTIONS = {"GET": "read", "HEAD": "read", "DELETE": "delete"}  # all others write
