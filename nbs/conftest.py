@@ -47,6 +47,8 @@ class Chapter(pytest.Item):
             skip.discard("slow")
         if self.config.pluginmanager.get_plugin("options").slurm_answers():
             skip.discard("slurm")
+        if self.config.pluginmanager.get_plugin("options").lake_answers():
+            skip.discard("lake")
         command = [sys.executable, "-c", RUN, str(self.path), str(ROOT), " ".join(skip)]
         run = subprocess.run(command, cwd=self.path.parent, capture_output=True, text=True)
         self.add_report_section("call", "stdout", run.stdout)
