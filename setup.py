@@ -24,6 +24,7 @@ setup(
     extras_require={"dev": cfg["dev_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
+        "fsspec.specs": [f"lake={cfg['lib_path']}.lake.filesystem:LakeFileSystem"],
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
 )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_name', 'Entry', 'Condition', 'read_conditions', 'EmbeddedCatalog']
 
-# %% ../../nbs/lake/00_catalog.ipynb #c35005f3
+# %% ../../nbs/lake/00_catalog.ipynb #a4814258
 import json
 import os
 import re
@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from secrets import token_hex
 from threading import RLock
 from typing import Any
 
@@ -24,10 +25,10 @@ from fastcore.basics import patch
 from ..core.errors import InputError, OutputError, UsageError
 from ..core.files import make_folder
 
-# %% ../../nbs/lake/00_catalog.ipynb #af73568a
+# %% ../../nbs/lake/00_catalog.ipynb #a6a207c7
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,24}:[A-Za-z0-9][\w./+-]{0,249}")
 
-# %% ../../nbs/lake/00_catalog.ipynb #3980dc4e
+# %% ../../nbs/lake/00_catalog.ipynb #f1b54772
 def check_name(name: str) -> str:
     """
     Check the name of a file or dataset.
@@ -52,7 +53,7 @@ def check_name(name: str) -> str:
         raise UsageError(f"{name!r} isn't a name in the lake: {advice}.")
     return name
 
-# %% ../../nbs/lake/00_catalog.ipynb #8f527ab8
+# %% ../../nbs/lake/00_catalog.ipynb #8475c19b
 @dataclass(frozen=True)
 class Entry:
     """
@@ -72,8 +73,8 @@ class Entry:
         When it was registered (UTC, ISO 8601).
     metadata : mapping
         Name to number, text or bool.
-    replicas : mapping
-        Name of a site to the path there.
+    replicas, damaged : mapping
+        Name of a site to the path there; of good replicas, and of those that turned out to be damaged.
     """
 
     name: str
@@ -85,16 +86,17 @@ class Entry:
     created: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     replicas: Mapping[str, str] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name)
         if self.size < 0 or not re.fullmatch("[0-9a-f]{8}", self.adler32):
             raise UsageError(f"{self.name} can't be registered: it needs a size and an Adler-32 checksum.")
 
-# %% ../../nbs/lake/00_catalog.ipynb #c8784a77
+# %% ../../nbs/lake/00_catalog.ipynb #dfdb790e
 _CONDITION = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(>=|<=|!=|=|<|>)\s*(.+?)\s*")
 
-# %% ../../nbs/lake/00_catalog.ipynb #432fb981
+# %% ../../nbs/lake/00_catalog.ipynb #e2bc95ca
 @dataclass(frozen=True)
 class Condition:
     """
@@ -114,7 +116,7 @@ class Condition:
     operator: str
     value: Any
 
-# %% ../../nbs/lake/00_catalog.ipynb #ef929a0a
+# %% ../../nbs/lake/00_catalog.ipynb #7517a105
 def read_conditions(*texts: str) -> list[Condition]:
     """
     Read conditions.
@@ -137,14 +139,14 @@ def read_conditions(*texts: str) -> list[Condition]:
     """
     return [_condition(part) for text in texts for part in re.split(r"\s+and\s+", text.strip()) if part]
 
-# %% ../../nbs/lake/00_catalog.ipynb #3e5d9aa7
+# %% ../../nbs/lake/00_catalog.ipynb #81ec1067
 def _condition(text: str) -> Condition:
     if not (match := _CONDITION.fullmatch(text)):
         raise UsageError(f"{text!r} isn't a condition: write such as beta>=5.9 or ensemble='A'.")
     key, operator, value = match.groups()
     return Condition(key, operator, _value(value))
 
-# %% ../../nbs/lake/00_catalog.ipynb #6274ff22
+# %% ../../nbs/lake/00_catalog.ipynb #77c2c72a
 def _value(text: str) -> Any:
     if text[0] in "'\"" and text[-1] == text[0] and len(text) > 1:
         return text[1:-1]
@@ -154,7 +156,7 @@ def _value(text: str) -> Any:
         return text
     return value if isinstance(value, int | float | bool) else text
 
-# %% ../../nbs/lake/00_catalog.ipynb #9ff46a14
+# %% ../../nbs/lake/00_catalog.ipynb #bb2413a6
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entries (name TEXT PRIMARY KEY, size INTEGER, adler32 TEXT, sha256 TEXT,
                                     owner TEXT, run TEXT, created TEXT);
@@ -167,7 +169,7 @@ CREATE TABLE IF NOT EXISTS members (dataset TEXT, name TEXT REFERENCES entries O
 CREATE INDEX IF NOT EXISTS by_value ON metadata (key, value, name);
 """
 
-# %% ../../nbs/lake/00_catalog.ipynb #d2676bc1
+# %% ../../nbs/lake/00_catalog.ipynb #55b859d8
 class EmbeddedCatalog:
     """
     Keep a catalogue in one SQLite file.
@@ -183,7 +185,14 @@ class EmbeddedCatalog:
         If it can't be made or written.
     InputError
         If it isn't a catalogue.
+
+    Attributes
+    ----------
+    manages : bool
+        False: whoever uses this catalogue copies and deletes files, and tells it.
     """
+
+    manages = False
 
     def __init__(self, path: str | Path) -> None:
         self.path, self._lock, self._process = Path(path).absolute(), RLock(), None
@@ -194,7 +203,7 @@ class EmbeddedCatalog:
     def __reduce__(self):
         return EmbeddedCatalog, (self.path,)
 
-# %% ../../nbs/lake/00_catalog.ipynb #acc3e784
+# %% ../../nbs/lake/00_catalog.ipynb #641a95b8
 @patch
 @contextmanager
 def _using(self: EmbeddedCatalog) -> Iterator[sqlite3.Connection]:
@@ -212,7 +221,7 @@ def _using(self: EmbeddedCatalog) -> Iterator[sqlite3.Connection]:
         except sqlite3.DatabaseError as error:
             raise InputError(f"{self.path} isn't a catalogue of the lake ({error}): name another.") from error
 
-# %% ../../nbs/lake/00_catalog.ipynb #a92a81a8
+# %% ../../nbs/lake/00_catalog.ipynb #7a2d2b1a
 @patch
 @contextmanager
 def _writing(self: EmbeddedCatalog) -> Iterator[sqlite3.Connection]:
@@ -225,13 +234,52 @@ def _writing(self: EmbeddedCatalog) -> Iterator[sqlite3.Connection]:
             raise
         database.execute("COMMIT")
 
-# %% ../../nbs/lake/00_catalog.ipynb #58fb630f
+# %% ../../nbs/lake/00_catalog.ipynb #48a1be5b
+@patch
+def new_path(self: EmbeddedCatalog, name: str) -> str:
+    """
+    Choose the path that a new file is to have at a site.
+
+    Parameters
+    ----------
+    name : str
+        Of the file.
+
+    Returns
+    -------
+    str
+        Such as ``lattice/phi4/A/0010.3fa9c1d2.nc``.
+    """
+    place = PurePosixPath(*check_name(name).split(":"))
+    return str(place.with_name(f"{place.stem}.{token_hex(4)}{place.suffix}"))
+
+# %% ../../nbs/lake/00_catalog.ipynb #fe62f313
+@patch
+def claim(self: EmbeddedCatalog, entry: Entry) -> None:
+    """
+    Make sure that a file may be called so, as far as that can be known before `add`.
+
+    Parameters
+    ----------
+    entry : Entry
+        The file.
+
+    Raises
+    ------
+    UsageError
+        If the name is taken.
+    """
+    with self._using() as database:
+        if database.execute("SELECT 1 FROM entries WHERE name = ?", [entry.name]).fetchone():
+            raise UsageError(f"{entry.name} is in the lake already: choose another name.")
+
+# %% ../../nbs/lake/00_catalog.ipynb #fe3be076
 _COLUMNS = "name", "size", "adler32", "sha256", "owner", "run", "created"
 
-# %% ../../nbs/lake/00_catalog.ipynb #f750bf08
+# %% ../../nbs/lake/00_catalog.ipynb #14525c8f
 _KEY = re.compile(r"[A-Za-z_][\w.]*")
 
-# %% ../../nbs/lake/00_catalog.ipynb #4adaa9d3
+# %% ../../nbs/lake/00_catalog.ipynb #de1b11bc
 def _write_metadata(database: sqlite3.Connection, name: str, metadata: Mapping[str, Any]) -> None:
     for key, value in metadata.items():
         if not isinstance(value, int | float | str) or not _KEY.fullmatch(key) or key in _COLUMNS:
@@ -240,7 +288,7 @@ def _write_metadata(database: sqlite3.Connection, name: str, metadata: Mapping[s
     rows = [(name, key, value) for key, value in metadata.items()]
     database.executemany("INSERT OR REPLACE INTO metadata VALUES (?, ?, ?)", rows)
 
-# %% ../../nbs/lake/00_catalog.ipynb #bea04a0b
+# %% ../../nbs/lake/00_catalog.ipynb #6115fb30
 @patch
 def add(self: EmbeddedCatalog, *entries: Entry) -> None:
     """
@@ -261,7 +309,7 @@ def add(self: EmbeddedCatalog, *entries: Entry) -> None:
         for entry in entries:
             self._add(database, entry, entry.created or now)
 
-# %% ../../nbs/lake/00_catalog.ipynb #d163c43d
+# %% ../../nbs/lake/00_catalog.ipynb #93ac8b74
 @patch
 def _add(self: EmbeddedCatalog, database: sqlite3.Connection, entry: Entry, now: str) -> None:
     if not entry.replicas:
@@ -275,7 +323,7 @@ def _add(self: EmbeddedCatalog, database: sqlite3.Connection, entry: Entry, now:
     replicas = [(entry.name, site, path) for site, path in entry.replicas.items()]
     database.executemany("INSERT INTO replicas (name, site, path) VALUES (?, ?, ?)", replicas)
 
-# %% ../../nbs/lake/00_catalog.ipynb #5d0326df
+# %% ../../nbs/lake/00_catalog.ipynb #2be740cc
 @patch
 def entry(self: EmbeddedCatalog, name: str) -> Entry:
     """
@@ -289,7 +337,7 @@ def entry(self: EmbeddedCatalog, name: str) -> Entry:
     Returns
     -------
     Entry
-        With its good replicas.
+        With its replicas.
 
     Raises
     ------
@@ -299,10 +347,11 @@ def entry(self: EmbeddedCatalog, name: str) -> Entry:
     with self._using() as database:
         row = self._row(database, name)
         metadata = dict(database.execute("SELECT key, value FROM metadata WHERE name = ?", [name]))
-        good = "SELECT site, path FROM replicas WHERE name = ? AND NOT bad"
-        return Entry(*row, metadata=metadata, replicas=dict(database.execute(good, [name])))
+        asked = "SELECT site, path FROM replicas WHERE name = ? AND bad = ?"
+        good, bad = (dict(database.execute(asked, [name, state])) for state in (0, 1))
+        return Entry(*row, metadata=metadata, replicas=good, damaged=bad)
 
-# %% ../../nbs/lake/00_catalog.ipynb #52431247
+# %% ../../nbs/lake/00_catalog.ipynb #aaa3070f
 @patch
 def _row(self: EmbeddedCatalog, database: sqlite3.Connection, name: str) -> tuple:
     row = database.execute("SELECT * FROM entries WHERE name = ?", [check_name(name)]).fetchone()
@@ -310,7 +359,7 @@ def _row(self: EmbeddedCatalog, database: sqlite3.Connection, name: str) -> tupl
         raise InputError(f"There is no {name} in the lake{self._near(database, name)}.")
     return row
 
-# %% ../../nbs/lake/00_catalog.ipynb #2eabbf2a
+# %% ../../nbs/lake/00_catalog.ipynb #5360017d
 @patch
 def _near(self: EmbeddedCatalog, database: sqlite3.Connection, name: str) -> str:
     scope = name.partition(":")[0]
@@ -318,7 +367,7 @@ def _near(self: EmbeddedCatalog, database: sqlite3.Connection, name: str) -> str
     near = get_close_matches(name, [row[0] for row in known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
-# %% ../../nbs/lake/00_catalog.ipynb #4f1bd322
+# %% ../../nbs/lake/00_catalog.ipynb #a23baec0
 def _clause(number: int, condition: Condition) -> tuple[str, str, list]:
     if condition.key in _COLUMNS:
         return "", f"{condition.key} {condition.operator} ?", [condition.value]
@@ -326,7 +375,7 @@ def _clause(number: int, condition: Condition) -> tuple[str, str, list]:
     where = f"{one}.key = ? AND {one}.value {condition.operator} ? AND typeof({one}.value) IN ({kind})"
     return f"JOIN metadata AS {one} USING (name)", where, [condition.key, condition.value]
 
-# %% ../../nbs/lake/00_catalog.ipynb #156b376f
+# %% ../../nbs/lake/00_catalog.ipynb #99dc0e37
 @patch
 def find(self: EmbeddedCatalog, *conditions: str, scope: str | None = None,
          dataset: str | None = None) -> list[str]:
@@ -358,7 +407,7 @@ def find(self: EmbeddedCatalog, *conditions: str, scope: str | None = None,
     with self._using() as database:
         return [row[0] for row in database.execute(question, [value for part in values for value in part])]
 
-# %% ../../nbs/lake/00_catalog.ipynb #39b97909
+# %% ../../nbs/lake/00_catalog.ipynb #ae925966
 @patch
 def annotate(self: EmbeddedCatalog, name: str, **metadata: Any) -> None:
     """
@@ -382,7 +431,7 @@ def annotate(self: EmbeddedCatalog, name: str, **metadata: Any) -> None:
         self._row(database, name)
         _write_metadata(database, name, metadata)
 
-# %% ../../nbs/lake/00_catalog.ipynb #9dc76226
+# %% ../../nbs/lake/00_catalog.ipynb #5ca70208
 @patch
 def place(self: EmbeddedCatalog, name: str, site: str, path: str, bad: bool = False) -> None:
     """
@@ -404,7 +453,7 @@ def place(self: EmbeddedCatalog, name: str, site: str, path: str, bad: bool = Fa
         self._row(database, name)
         database.execute("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?)", [name, site, path, bad])
 
-# %% ../../nbs/lake/00_catalog.ipynb #42359660
+# %% ../../nbs/lake/00_catalog.ipynb #c7c007bf
 @patch
 def withdraw(self: EmbeddedCatalog, name: str, site: str) -> None:
     """
@@ -422,12 +471,14 @@ def withdraw(self: EmbeddedCatalog, name: str, site: str) -> None:
     UsageError
         If it's the last good replica.
     """
-    if set(self.entry(name).replicas) <= {site}:
-        raise UsageError(f"{site} has the last good replica of {name}: remove the file instead.")
     with self._writing() as database:
+        self._row(database, name)
+        others = "SELECT 1 FROM replicas WHERE name = ? AND site <> ? AND NOT bad"
+        if not database.execute(others, [name, site]).fetchone():
+            raise UsageError(f"{site} has the last good replica of {name}: remove the file instead.")
         database.execute("DELETE FROM replicas WHERE name = ? AND site = ?", [name, site])
 
-# %% ../../nbs/lake/00_catalog.ipynb #2ba0a519
+# %% ../../nbs/lake/00_catalog.ipynb #6cc0f074
 @patch
 def remove(self: EmbeddedCatalog, name: str) -> None:
     """
@@ -447,7 +498,7 @@ def remove(self: EmbeddedCatalog, name: str) -> None:
         self._row(database, name)
         database.execute("DELETE FROM entries WHERE name = ?", [name])
 
-# %% ../../nbs/lake/00_catalog.ipynb #2a8c6101
+# %% ../../nbs/lake/00_catalog.ipynb #26edfe57
 @patch
 def attach(self: EmbeddedCatalog, dataset: str, *names: str) -> None:
     """
@@ -472,7 +523,7 @@ def attach(self: EmbeddedCatalog, dataset: str, *names: str) -> None:
             self._row(database, name)
         database.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", rows)
 
-# %% ../../nbs/lake/00_catalog.ipynb #345c5072
+# %% ../../nbs/lake/00_catalog.ipynb #ee3475aa
 @patch
 def datasets(self: EmbeddedCatalog) -> list[str]:
     """List the datasets."""

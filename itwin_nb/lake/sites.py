@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'Refused', 'Unreachable', 'Damaged', 'Taken', 'Folder', 'ins
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -158,7 +158,8 @@ def read(self: Folder, path: str, start: int = 0) -> Iterator[bytes]:
 
 # %% ../../nbs/lake/01_sites.ipynb #c332a4ab
 @patch
-def write(self: Folder, path: str, blocks: Iterable[bytes], size: int) -> None:
+def write(self: Folder, path: str, blocks: Iterable[bytes], size: int,
+          claim: Callable[[], None] = lambda: None) -> None:
     """
     Write a new file, whole or not at all.
 
@@ -170,6 +171,9 @@ def write(self: Folder, path: str, blocks: Iterable[bytes], size: int) -> None:
         Its content. If this raises an error, nothing is left.
     size : int
         How many bytes it has.
+    claim : callable, optional
+        Called when all bytes are there, and before the file gets its name; if it raises an error, nothing is
+        left.
 
     Raises
     ------
@@ -184,6 +188,7 @@ def write(self: Folder, path: str, blocks: Iterable[bytes], size: int) -> None:
     _leave_room(place, size)
     with atomic_path(place) as part, open(part, "wb") as file:
         file.writelines(blocks)
+        claim()
 
 # %% ../../nbs/lake/01_sites.ipynb #188f9ad1
 def _leave_room(place: Path, size: int) -> None:

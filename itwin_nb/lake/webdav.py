@@ -211,6 +211,8 @@ def _make_folders(self: WebDAV, path: str) -> None:
 def _named(self: WebDAV, path: str) -> Iterator[str]:
     part = str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.{uuid4().hex[:8]}"))
     self._make_folders(path)
+    if self._ask("HEAD", path, good=(404,)).ok:
+        raise self._taken(path)
     try:
         yield part
         self._rename(part, path)
@@ -224,7 +226,12 @@ def _named(self: WebDAV, path: str) -> Iterator[str]:
 def _rename(self: WebDAV, part: str, path: str) -> None:
     target = {"Destination": self._address(path), "Overwrite": "F"}
     if self._ask("MOVE", part, headers=target, good=(409, 412)).status_code in (409, 412):
-        raise Taken(f"{self.url} has a file {path} already: choose another name.")
+        raise self._taken(path)
+
+# %% ../../nbs/lake/04_webdav.ipynb #4a35a765
+@patch
+def _taken(self: WebDAV, path: str) -> Taken:
+    return Taken(f"{self.url} has a file {path} already: choose another name.")
 
 # %% ../../nbs/lake/04_webdav.ipynb #1c657264
 class _Body:
@@ -239,7 +246,8 @@ class _Body:
 
 # %% ../../nbs/lake/04_webdav.ipynb #db9548b8
 @patch
-def write(self: WebDAV, path: str, blocks: Iterable[bytes], size: int) -> None:
+def write(self: WebDAV, path: str, blocks: Iterable[bytes], size: int,
+          claim: Callable[[], None] = lambda: None) -> None:
     """
     Write a new file, whole or not at all.
 
@@ -251,6 +259,9 @@ def write(self: WebDAV, path: str, blocks: Iterable[bytes], size: int) -> None:
         Its content. If this raises an error, nothing is left.
     size : int
         How many bytes it has.
+    claim : callable, optional
+        Called when all bytes are there, and before the file gets its name; if it raises an error, nothing is
+        left.
 
     Raises
     ------
@@ -265,6 +276,7 @@ def write(self: WebDAV, path: str, blocks: Iterable[bytes], size: int) -> None:
     """
     with self._named(path) as part:
         self._ask("PUT", part, data=_Body(blocks, size) if size else b"")
+        claim()
 
 # %% ../../nbs/lake/04_webdav.ipynb #03ac738e
 @patch
