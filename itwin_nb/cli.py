@@ -453,6 +453,8 @@ def main(arguments: list[str] | None = None) -> int:
     int
         The exit status: 0 done, 1 the job failed, 2 wrong usage, 130 interrupted.
     """
+    import itwin_nb.cli_lake
+
     try:
         return _invoke(sys.argv[1:] if arguments is None else arguments)
     except (Exception, KeyboardInterrupt) as error:

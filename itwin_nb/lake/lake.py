@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_site', 'Lake', 'describe']
 
-# %% ../../nbs/lake/06_lake.ipynb #152f5869
+# %% ../../nbs/lake/06_lake.ipynb #e076ca10
 import getpass
 import hashlib
 import json
@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,20 @@ from .login import Identity
 from .sites import BLOCK, Damaged, Folder, Refused, Taken, Unreachable, checked
 from .webdav import WebDAV
 
-# %% ../../nbs/lake/06_lake.ipynb #7cca3770
-_SETTINGS = {"sites", "identity", "authority", "readers", "writers", "catalog", "cache"}
+# %% ../../nbs/lake/06_lake.ipynb #ab2685b2
+_SETTINGS = "sites", "identity", "authority", "readers", "writers", "catalog", "cache"
 
 
 def _read_settings(folder: Path) -> dict:
     path = folder / "lake.yaml"
     settings = read_yaml(path) if path.exists() else {"sites": {"here": str(folder / "files")}}
-    if not isinstance(settings, Mapping) or set(settings) - _SETTINGS:
-        raise InputError(f"{path} isn't the description of a lake: it may have {', '.join(sorted(_SETTINGS))}.")
+    if not isinstance(settings, Mapping) or set(settings) - set(_SETTINGS):
+        raise InputError(f"{path} isn't the description of a lake: it may have {', '.join(_SETTINGS)}.")
     if not settings.get("sites") and "catalog" not in settings:
-        raise InputError(f"{path} names no sites: write names with their folders or addresses under `sites:`.")
+        raise InputError(f"{path} names no sites: write names with their folders or addresses there.")
     return dict(settings)
 
-# %% ../../nbs/lake/06_lake.ipynb #c89ba89a
+# %% ../../nbs/lake/06_lake.ipynb #9d469023
 def make_site(place: str, identity: Callable[[], Token | None] | None = None,
               authority: str = "") -> Folder | WebDAV:
     """
@@ -75,7 +75,7 @@ def make_site(place: str, identity: Callable[[], Token | None] | None = None,
         raise UsageError(f"A site can't be at {place}: give a folder, https://… or davs://….")
     return Folder(str(Path(str(place).removeprefix("file://")).expanduser().absolute()))
 
-# %% ../../nbs/lake/06_lake.ipynb #2ae71ae2
+# %% ../../nbs/lake/06_lake.ipynb #79ca3dbc
 def _home() -> Path:
     base = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share")
     return Path(os.environ.get("ITWIN_LAKE") or base / "itwin" / "lake").expanduser()
@@ -84,7 +84,7 @@ def _home() -> Path:
 def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "itwin" / "lake"
 
-# %% ../../nbs/lake/06_lake.ipynb #369446e0
+# %% ../../nbs/lake/06_lake.ipynb #e98ced23
 class Lake:
     """
     Keep and find files at several sites.
@@ -111,15 +111,21 @@ class Lake:
         asked = {"authority": self.authority, **self.settings.get("identity", {}), "text": token}
         self.identity = Identity(**asked)
         self.cache = Cache(_cache_folder(), **self.settings.get("cache", {}))
-        self.catalog, self.sites = self._catalog(), self._sites()
+        self.catalog = self._catalog()
 
     def __reduce__(self):
         return Lake, (self.folder, self._token)
 
     def __repr__(self) -> str:
-        return f"Lake({str(self.folder)!r}): sites {', '.join(self.sites)}"
+        return f"Lake({str(self.folder)!r})"
 
-# %% ../../nbs/lake/06_lake.ipynb #b2b9e317
+    @cached_property
+    def sites(self) -> dict[str, Folder | WebDAV]:
+        """Name to site, the nearest one first."""
+        places = self.settings.get("sites") or self.catalog.sites()
+        return {name: make_site(place, self.identity, self.authority) for name, place in places.items()}
+
+# %% ../../nbs/lake/06_lake.ipynb #d95ec827
 @patch
 def _catalog(self: Lake) -> Any:
     if server := self.settings.get("catalog"):
@@ -128,13 +134,7 @@ def _catalog(self: Lake) -> Any:
         return RucioCatalog(server, self.identity, self.authority)
     return EmbeddedCatalog(self.folder / "lake.db")
 
-
-@patch
-def _sites(self: Lake) -> dict[str, Folder | WebDAV]:
-    places = self.settings.get("sites") or self.catalog.sites()
-    return {name: make_site(place, self.identity, self.authority) for name, place in places.items()}
-
-# %% ../../nbs/lake/06_lake.ipynb #92f87520
+# %% ../../nbs/lake/06_lake.ipynb #1813a0ab
 @patch
 def _site(self: Lake, name: str | None) -> str:
     name = name or next(iter(self.sites))
@@ -142,7 +142,7 @@ def _site(self: Lake, name: str | None) -> str:
         raise UsageError(f"The lake has no site {name!r}: it has {', '.join(self.sites)}.")
     return name
 
-# %% ../../nbs/lake/06_lake.ipynb #2c799853
+# %% ../../nbs/lake/06_lake.ipynb #2fe2d374
 @patch
 def _permit(self: Lake, action: str) -> None:
     group = self.settings.get({"read": "readers"}.get(action, "writers"))
@@ -160,7 +160,7 @@ def _owner(self: Lake) -> str:
     token = self.identity()
     return str(token.claims.get("sub")) if token else getpass.getuser()
 
-# %% ../../nbs/lake/06_lake.ipynb #29195d45
+# %% ../../nbs/lake/06_lake.ipynb #f799e199
 def describe(path: str | Path, name: str, **more: Any) -> Entry:
     """
     Describe a file on this machine as an entry of the lake.
@@ -194,7 +194,7 @@ def describe(path: str | Path, name: str, **more: Any) -> Entry:
 def _blocks(path: str | Path) -> Iterator[bytes]:
     return Folder(Path(path).parent).read(Path(path).name)
 
-# %% ../../nbs/lake/06_lake.ipynb #06019972
+# %% ../../nbs/lake/06_lake.ipynb #25924f0e
 def _shown(blocks: Iterable[bytes], entry: Entry) -> Iterator[bytes]:
     options = {"total": entry.size, "unit": "B", "unit_scale": True, "leave": False, "delay": 1}
     with tqdm(desc=entry.name, **options) as bar:
@@ -202,7 +202,7 @@ def _shown(blocks: Iterable[bytes], entry: Entry) -> Iterator[bytes]:
             yield block
             bar.update(len(block))
 
-# %% ../../nbs/lake/06_lake.ipynb #af741b7f
+# %% ../../nbs/lake/06_lake.ipynb #9dcb28ee
 @patch
 def put(self: Lake, path: str | Path, name: str, site: str | None = None,
         metadata: Mapping[str, Any] | None = None, run: str = "") -> Entry:
@@ -233,27 +233,27 @@ def put(self: Lake, path: str | Path, name: str, site: str | None = None,
         If the name is taken or isn't one, or there is no such site.
     InputError
         If there is no such file, or it changes meanwhile.
-    Refused
-        If the user may not write there.
-    Unreachable
-        If the site doesn't answer.
-    OutputError
-        If the site can't take it.
+    Refused, Unreachable, OutputError
+        If the user may not write there, the site doesn't answer, or can't take it.
     """
     self._permit("write")
     site = self._site(site)
+    self.catalog.check_free(name)
     entry = describe(path, name, owner=self._owner(), run=run, metadata=metadata or {})
-    entry = replace(entry, replicas={site: self.catalog.new_path(name)})
-    self.catalog.claim(replace(entry, replicas={}))
-    self._deliver(entry, site, _blocks(path), partial(self.catalog.claim, entry))
+    self._register(replace(entry, replicas={site: self.catalog.new_path(name, site)}), site, _blocks(path))
+    return self.catalog.entry(name)
+
+# %% ../../nbs/lake/06_lake.ipynb #7e1155b1
+@patch
+def _register(self: Lake, entry: Entry, site: str, blocks: Iterable[bytes]) -> None:
+    self._deliver(entry, site, blocks, partial(self.catalog.claim, entry))
     try:
         self.catalog.add(entry)
     except ItwinError:
         self.sites[site].delete(entry.replicas[site])
         raise
-    return self.catalog.entry(name)
 
-# %% ../../nbs/lake/06_lake.ipynb #457ae7cc
+# %% ../../nbs/lake/06_lake.ipynb #48f4ab99
 @patch
 def _deliver(self: Lake, entry: Entry, site: str, blocks: Iterable[bytes],
              claim: Callable[[], None] = lambda: None) -> None:
@@ -264,10 +264,10 @@ def _deliver(self: Lake, entry: Entry, site: str, blocks: Iterable[bytes],
         if self._state(entry, site, path) != "good":
             raise
 
-# %% ../../nbs/lake/06_lake.ipynb #b92453a0
+# %% ../../nbs/lake/06_lake.ipynb #b0bddc9a
 @patch
 def put_folder(self: Lake, folder: str | Path, dataset: str, site: str | None = None,
-               metadata: Mapping[str, Any] | None = None) -> list[Entry]:
+               metadata: Mapping[str, Any] | None = None, run: str = "") -> list[Entry]:
     """
     Put all files of a folder into the lake, as a dataset; those that are there already stay.
 
@@ -281,6 +281,8 @@ def put_folder(self: Lake, folder: str | Path, dataset: str, site: str | None = 
         Where to; by default the first of the lake.
     metadata : mapping, optional
         Of each file.
+    run : str, optional
+        Id of the run that made them; by default the one whose record is in the folder.
 
     Returns
     -------
@@ -297,15 +299,19 @@ def put_folder(self: Lake, folder: str | Path, dataset: str, site: str | None = 
     files = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
     if not files:
         raise InputError(f"There are no files in {folder}: name another folder.")
-    record, entries = Path(folder) / "provenance.json", []
-    run = read_json(record).get("id", "") if record.exists() else ""
+    run, entries = run or _run_of(Path(folder)), []
     for path in tqdm(files, dataset, delay=1, leave=False):
         name = f"{dataset}/{path.relative_to(folder).as_posix()}"
         entries.append(self._known(path, name) or self.put(path, name, site, metadata, run))
     self.catalog.attach(dataset, *(entry.name for entry in entries))
     return entries
 
-# %% ../../nbs/lake/06_lake.ipynb #d510ad3f
+# %% ../../nbs/lake/06_lake.ipynb #22d08fb4
+def _run_of(folder: Path) -> str:
+    record = folder / "provenance.json"
+    return read_json(record).get("id", "") if record.exists() else ""
+
+
 @patch
 def _known(self: Lake, path: Path, name: str) -> Entry | None:
     try:
@@ -318,7 +324,7 @@ def _known(self: Lake, path: Path, name: str) -> Entry | None:
 def _sums(entry: Entry) -> dict[str, Any]:
     return {"size": entry.size, "adler32": entry.adler32}
 
-# %% ../../nbs/lake/06_lake.ipynb #f96e4ea2
+# %% ../../nbs/lake/06_lake.ipynb #b0840988
 @patch
 def _flow(self: Lake, entry: Entry, sites: list[str]) -> Iterator[bytes]:
     start, problems = 0, []
@@ -332,7 +338,7 @@ def _flow(self: Lake, entry: Entry, sites: list[str]) -> Iterator[bytes]:
             problems.append(error)
     raise problems[0] if len(problems) == 1 else Unreachable(" ".join(map(str, problems)))
 
-# %% ../../nbs/lake/06_lake.ipynb #dc42f50e
+# %% ../../nbs/lake/06_lake.ipynb #ae665f82
 @patch
 def _order(self: Lake, entry: Entry) -> list[str]:
     sites = [site for site in self.sites if site in entry.replicas]
@@ -341,7 +347,7 @@ def _order(self: Lake, entry: Entry) -> list[str]:
         raise InputError(f"{entry.name} has no good replica at a site of this lake ({elsewhere}): verify it.")
     return sites
 
-# %% ../../nbs/lake/06_lake.ipynb #10811429
+# %% ../../nbs/lake/06_lake.ipynb #8b0d229d
 @patch
 def _whole(self: Lake, entry: Entry, save: Callable[[Iterator[bytes]], Any]) -> Any:
     sites = self._order(entry)
@@ -353,7 +359,7 @@ def _whole(self: Lake, entry: Entry, save: Callable[[Iterator[bytes]], Any]) -> 
                 raise
             sites = sites[1:]
 
-# %% ../../nbs/lake/06_lake.ipynb #d46828a2
+# %% ../../nbs/lake/06_lake.ipynb #c23dba2d
 @patch
 def get(self: Lake, name: str, target: str | Path | None = None) -> Path:
     """
@@ -386,12 +392,13 @@ def get(self: Lake, name: str, target: str | Path | None = None) -> Path:
     self._permit("read")
     entry = self.catalog.entry(name)
     if target is None:
-        return self._in_place(entry) or self.cache.find(entry) or self._whole(entry, partial(self.cache.keep, entry))
+        here = self._in_place(entry) or self.cache.find(entry)
+        return here or self._whole(entry, partial(self.cache.keep, entry))
     target = Path(target) / Path(name.partition(":")[2]).name if Path(target).is_dir() else Path(target)
     self._whole(entry, partial(_save, target, entry))
     return target
 
-# %% ../../nbs/lake/06_lake.ipynb #1540994b
+# %% ../../nbs/lake/06_lake.ipynb #91e81db7
 def _save(target: Path, entry: Entry, blocks: Iterator[bytes]) -> None:
     with atomic_path(target) as part, open(part, "wb") as file:
         file.writelines(checked(blocks, entry))
@@ -406,7 +413,45 @@ def _in_place(self: Lake, entry: Entry) -> Path | None:
                 return place
     return None
 
-# %% ../../nbs/lake/06_lake.ipynb #98d61caa
+# %% ../../nbs/lake/06_lake.ipynb #ba954000
+@patch
+def get_folder(self: Lake, dataset: str, folder: str | Path) -> list[Path]:
+    """
+    Get all files of a dataset; those that are there already are left as they are.
+
+    Parameters
+    ----------
+    dataset : str
+        Its name.
+    folder : str or Path
+        Where to; it's made if it doesn't exist.
+
+    Returns
+    -------
+    list of Path
+        The files.
+
+    Raises
+    ------
+    InputError
+        If there is no such dataset, or a file has no good replica.
+    ItwinError
+        As `get`; the same call goes on from there.
+    """
+    if not (names := self.find(dataset=check_name(dataset))):
+        known = _listed(self.catalog.datasets())
+        raise InputError(f"There is no dataset {dataset} in the lake: it has {known}.")
+    paths = [Path(folder) / name.removeprefix(f"{dataset}/").rpartition(":")[2] for name in names]
+    for name, path in zip(tqdm(names, dataset, delay=1, leave=False), paths):
+        if not (path.is_file() and self._known(path, name)):
+            self.get(name, path)
+    return paths
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
+
+# %% ../../nbs/lake/06_lake.ipynb #b4268b8a
 @patch
 def replicate(self: Lake, name: str, site: str) -> None:
     """
@@ -435,23 +480,29 @@ def replicate(self: Lake, name: str, site: str) -> None:
     self._permit("write")
     site = self._site(site)
     if self.catalog.manages:
-        return self.catalog.replicate(name, site)
+        self.catalog.replicate(name, site)
+    else:
+        self._replicate(name, site)
+
+# %% ../../nbs/lake/06_lake.ipynb #39671fe4
+@patch
+def _replicate(self: Lake, name: str, site: str) -> None:
     names = self.catalog.find(dataset=check_name(name)) or [name]
     for one in tqdm(names, name, delay=1, leave=False):
         entry = self.catalog.entry(one)
         if site not in entry.replicas:
             self._copy(entry, site)
 
-# %% ../../nbs/lake/06_lake.ipynb #d5560fa3
+# %% ../../nbs/lake/06_lake.ipynb #3e3fcd27
 @patch
 def _copy(self: Lake, entry: Entry, site: str) -> None:
-    sources, path = self._order(entry), self.catalog.new_path(entry.name)
+    sources, path = self._order(entry), self.catalog.new_path(entry.name, site)
     there = replace(entry, replicas={**entry.replicas, site: path})
     if not any(self._directly(there, source, site) for source in sources):
         self._whole(entry, partial(self._deliver, there, site))
     self.catalog.place(entry.name, site, path)
 
-# %% ../../nbs/lake/06_lake.ipynb #b93802c0
+# %% ../../nbs/lake/06_lake.ipynb #321d43d7
 @patch
 def _directly(self: Lake, entry: Entry, source: str, site: str) -> bool:
     one, other = self.sites[source], self.sites[site]
@@ -461,7 +512,7 @@ def _directly(self: Lake, entry: Entry, source: str, site: str) -> bool:
         return other.copy(one, entry.replicas[source], entry.replicas[site], entry)
     return False
 
-# %% ../../nbs/lake/06_lake.ipynb #d90c4324
+# %% ../../nbs/lake/06_lake.ipynb #51f30b67
 @patch
 def verify(self: Lake, name: str, repair: bool = True) -> dict[str, str]:
     """
@@ -499,7 +550,7 @@ def verify(self: Lake, name: str, repair: bool = True) -> dict[str, str]:
             states[site] = "repaired"
     return states
 
-# %% ../../nbs/lake/06_lake.ipynb #ca51736c
+# %% ../../nbs/lake/06_lake.ipynb #de517513
 @patch
 def _state(self: Lake, entry: Entry, site: str, path: str) -> str:
     if site not in self.sites:
@@ -515,14 +566,15 @@ def _state(self: Lake, entry: Entry, site: str, path: str) -> str:
     except Unreachable:
         return "unreachable"
 
-# %% ../../nbs/lake/06_lake.ipynb #d74b0f4c
+# %% ../../nbs/lake/06_lake.ipynb #6c3ba4d0
 @patch
 def _repair(self: Lake, entry: Entry, site: str, path: str) -> None:
     self.sites[site].delete(path)
-    self._whole(entry, partial(self._deliver, replace(entry, replicas={**entry.replicas, site: path}), site))
+    there = replace(entry, replicas={**entry.replicas, site: path})
+    self._whole(entry, partial(self._deliver, there, site))
     self.catalog.place(entry.name, site, path)
 
-# %% ../../nbs/lake/06_lake.ipynb #8a10c598
+# %% ../../nbs/lake/06_lake.ipynb #c19b799f
 @patch
 def find(self: Lake, *conditions: str, scope: str | None = None, dataset: str | None = None) -> list[str]:
     """
@@ -550,7 +602,7 @@ def find(self: Lake, *conditions: str, scope: str | None = None, dataset: str | 
     self._permit("read")
     return self.catalog.find(*conditions, scope=scope, dataset=dataset)
 
-# %% ../../nbs/lake/06_lake.ipynb #f3b36024
+# %% ../../nbs/lake/06_lake.ipynb #6e014759
 @patch
 def delete(self: Lake, name: str) -> None:
     """
@@ -578,7 +630,7 @@ def delete(self: Lake, name: str) -> None:
         self.catalog.place(name, site, path, bad=True)
     self.catalog.remove(name)
 
-# %% ../../nbs/lake/06_lake.ipynb #344f29eb
+# %% ../../nbs/lake/06_lake.ipynb #35b3e633
 @patch
 def metadata(self: Lake, name: str, **changes: Any) -> dict[str, Any]:
     """
@@ -610,7 +662,7 @@ def metadata(self: Lake, name: str, **changes: Any) -> dict[str, Any]:
         self.catalog.annotate(name, **changes)
     return dict(self.catalog.entry(name).metadata)
 
-# %% ../../nbs/lake/06_lake.ipynb #3d48d28c
+# %% ../../nbs/lake/06_lake.ipynb #698a17fe
 @patch
 def provenance(self: Lake, name: str) -> dict[str, Any]:
     """
@@ -624,7 +676,7 @@ def provenance(self: Lake, name: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        `owner`, `created`, `run` (its id), and `record`: the ``provenance.json`` of that run, if it's in the lake,
+        `owner`, `created`, `run` (its id) and `record`: that run's ``provenance.json`` if it's in the lake,
         else None.
 
     Raises

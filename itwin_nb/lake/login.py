@@ -64,7 +64,8 @@ class Identity:
 @patch
 def _ask(self: Identity, url: str, **form: str) -> tuple[bool, dict]:
     if not self.issuer.startswith("https://") or not self.client:
-        raise UsageError("Can't log in: give the address of the identity provider (https://…) and the client.")
+        wanted = "the address of the identity provider (https://…) and the client"
+        raise UsageError(f"Can't log in: give {wanted}.")
     try:
         method = "POST" if form else "GET"
         answer = requests.request(method, url, data=form, verify=self.authority or True, timeout=30)
@@ -78,7 +79,8 @@ def _ask(self: Identity, url: str, **form: str) -> tuple[bool, dict]:
 def _door(self: Identity, name: str) -> str:
     found, doors = self._ask(f"{self.issuer.rstrip('/')}/.well-known/openid-configuration")
     if not found or name not in doors:
-        raise ItwinError(f"{self.issuer} has no {name}: ask its operators whether it offers the device grant.")
+        question = "ask its operators whether it offers the device grant"
+        raise ItwinError(f"{self.issuer} has no {name}: {question}.")
     return doors[name]
 
 # %% ../../nbs/lake/03_login.ipynb #48daf67a

@@ -67,8 +67,13 @@ def _address(self: WebDAV, path: str) -> str:
 
 # %% ../../nbs/lake/04_webdav.ipynb #f42a0b4c
 @patch
+def _who(self: WebDAV) -> Token | None:
+    return self.token() if callable(self.token) else self.token
+
+
+@patch
 def _bearer(self: WebDAV, header: str = "Authorization") -> dict[str, str]:
-    token = self.token() if callable(self.token) else self.token
+    token = self._who()
     return {header: f"Bearer {token.text}"} if token else {}
 
 
@@ -81,8 +86,8 @@ _ACTIONS = {"GET": "read", "HEAD": "read", "DELETE": "delete"}  # all others wri
 @patch
 def _complain(self: WebDAV, method: str, path: str, status: int) -> ItwinError:
     if status in (401, 403):
-        token, place = self.token() if callable(self.token) else self.token, urlsplit(self._address(path)).path
-        return Refused(refusal(token, _ACTIONS.get(method, "write"), place, self.url))
+        place, action = urlsplit(self._address(path)).path, _ACTIONS.get(method, "write")
+        return Refused(refusal(self._who(), action, place, self.url))
     if status == 404:
         return InputError(f"There is no file {path} at {self.url}: the catalogue and the site disagree.")
     if status == 507:

@@ -233,7 +233,7 @@ def _load_block(path: Path, asked: dict) -> dict | None:
 @patch
 def _next_block(self: HMC, state: dict, size: int, every: int, path: Path | None, asked: dict,
                 bar: tqdm) -> dict:
-    if path and (block := _load_block(path, asked)):
+    if path and (block := _load_block(path, asked)) and block["phi"].shape[1] == size:
         bar.update(size * every)
         return block
     block = self._block(state, size, every, bar) | {"asked": asked}

@@ -17,6 +17,7 @@ release = version = _settings["version"]
 
 extensions = [
     "myst_nb",
+autodoc_mock_imports = ["rucio"]  # the plug-ins for its server stand in the reference, and it is not installed here
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.viewcode",
