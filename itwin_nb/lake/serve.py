@@ -437,8 +437,8 @@ def get_resource_inst(self: _Lake, path: str, environ: dict) -> FileResource | F
 @patch
 def _require(self: _Lake, token: Token, action: str, path: str) -> None:
     if missing := self.policy.missing(token, action, path):
-        sentence = f"You can't {action} {quote(path)}: that needs {missing}, which is for {self.policy.issuer} to give."
-        raise _Refusal(403, sentence, "insufficient_scope")
+        sentence = f"You can't {action} {quote(path)}: that needs {missing}"
+        raise _Refusal(403, f"{sentence}, which is for {self.policy.issuer} to give.", "insufficient_scope")
 
 # %% ../../nbs/lake/07_serve.ipynb #3e2de6b6
 @patch
@@ -457,7 +457,9 @@ def _admit(self: _Lake, environ: dict) -> None:
 
 # %% ../../nbs/lake/07_serve.ipynb #6e8058d9
 @patch
-def custom_request_handler(self: _Lake, environ: dict, start_response: Callable, handler: Callable) -> Iterator[bytes]:
+def custom_request_handler(
+    self: _Lake, environ: dict, start_response: Callable, handler: Callable
+) -> Iterator[bytes]:
     try:
         with _told():
             self._admit(environ)
@@ -571,14 +573,14 @@ def _stays_here(host: str) -> bool:
 
 # %% ../../nbs/lake/07_serve.ipynb #d1faaa5a
 def _check(folder: str | Path, issuer: str, host: str, certificate: str, prefix: str) -> None:
-    provider = urlsplit(issuer)
+    scheme, provider = urlsplit(issuer).scheme, urlsplit(issuer).hostname or ""
     if not Path(folder).is_dir():
         raise InputError(f"There is no folder {folder}: make it first.")
     if not (certificate or _stays_here(host)):
         raise UsageError(f"Tokens would travel in the clear to {host}: give a certificate and its key.")
-    if provider.scheme != "https" and not (provider.scheme == "http" and _stays_here(provider.hostname or "")):
+    if scheme != "https" and not (scheme == "http" and _stays_here(provider)):
         raise UsageError(f"The issuer {issuer!r} can't be trusted: its address has to begin with https://.")
-    if not prefix.startswith("/") or prefix != normalize_path(prefix) or prefix.endswith("/") and prefix != "/":
+    if prefix != str(PurePosixPath(normalize_path(prefix))):
         raise UsageError(f"{prefix!r} isn't a path of a URL: write such as /lattice.")
 
 # %% ../../nbs/lake/07_serve.ipynb #01805d7a
@@ -613,7 +615,8 @@ def make_server(
     host, port : str, int
         Where it listens; port 0: one that is free.
     certificate, key : str
-        Files with the certificate of the server and its private key; needed unless `host` is a loopback address.
+        Files with the certificate of the server and its private key; needed unless `host` is a loopback
+        address.
     authority : str, optional
         File with the certificates by which the issuer is known.
     prefix : str
@@ -628,8 +631,8 @@ def make_server(
     """
     _check(folder, issuer, host, certificate, prefix)
     lake = _Lake(folder, prefix, Policy(issuer, audience, readers, writers, authority))
-    server = _Server((host, port), _logged(_application(lake)), numthreads=20, server_name="itwin", timeout=30)
-    server.request_queue_size = 128
+    limits = {"numthreads": 20, "timeout": 30, "request_queue_size": 128}
+    server = _Server((host, port), _logged(_application(lake)), server_name="itwin", **limits)
     server.ssl_adapter = _tls(certificate, key) if certificate else None
     return server
 

@@ -17,7 +17,6 @@ release = version = _settings["version"]
 
 extensions = [
     "myst_nb",
-autodoc_mock_imports = ["rucio"]  # the plug-ins for its server stand in the reference, and it is not installed here
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.viewcode",
@@ -39,6 +38,7 @@ suppress_warnings = ["myst.header"]
 
 # Reference: numpydoc docstrings of the exported modules
 autosummary_generate = False
+autodoc_mock_imports = ["rucio"]  # the plug-ins for its server stand in the reference, and it is not installed here
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"

@@ -17,6 +17,7 @@ from pybtex.plugin import register_plugin
 from pybtex.style.formatting.unsrt import Style as Unsorted
 from pybtex.style.sorting.author_year_title import SortingStyle
 from sphinx.application import Sphinx
+from sphinx.ext.autodoc.mock import mock
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -102,7 +103,8 @@ def module_of(app: Sphinx, source: Path) -> str:
 def find_patches(app: Sphinx) -> None:
     """Tell Sphinx which functions of the modules are methods, and where they stand."""
     for source in modules(app):
-        analyzer = ModuleAnalyzer.for_module(module_of(app, source))
+        with mock(app.config.autodoc_mock_imports):
+            analyzer = ModuleAnalyzer.for_module(module_of(app, source))
         analyzer.analyze()
         for function in ast.parse(analyzer.code).body:
             if method := patched(function):

@@ -247,4 +247,4 @@ def update_priority(
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #ef377bdb
 #| eval: false
 ThirdPartyCopy.__abstractmethods__ = frozenset()  # all are there now
-TRANSFERTOOL_CLASSES_BY_NAME[ThirdPartyCopy.external_name] = ThirdPartyCopy
+TRANSFERTOOL_CLASSES_BY_NAME.update({ThirdPartyCopy.external_name: ThirdPartyCopy})
