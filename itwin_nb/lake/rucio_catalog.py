@@ -199,7 +199,7 @@ def check_free(self: RucioCatalog, name: str) -> None:
         If the name is taken.
     """
     known = self._ask("GET", _address(check_name(name)), good=(404,))
-    if known.ok and (known.json()["type"] != "FILE" or self._replicas(name, "AVAILABLE")):
+    if known.ok and (known.json()["type"] != "FILE" or self._replicas(name)[0]):
         raise UsageError(f"{name} is in the lake already: choose another name.")
 
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #6f8b162c
@@ -316,11 +316,14 @@ def annotate(self: RucioCatalog, name: str, **metadata: Any) -> None:
 
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #7ebaa19b
 @patch
-def _replicas(self: RucioCatalog, name: str, *states: str) -> dict[str, str]:
+def _replicas(self: RucioCatalog, name: str) -> tuple[dict[str, str], dict[str, str]]:
     asked = {"dids": [_did(name)], "all_states": True, "sort": "random"}
-    (found,) = self._lines("POST", "replicas/list", json=asked)
-    places = {site: at for site, at in found["rses"].items() if found["states"].get(site) in states}
-    return {site: self._path(site, at[0]) for site, at in places.items() if site in self._places and at}
+    (found,), good, bad = self._lines("POST", "replicas/list", json=asked), {}, {}
+    kinds = {"AVAILABLE": good, "UNAVAILABLE": bad, "BAD": bad, "SUSPICIOUS": bad}
+    for site, addresses in found["rses"].items():
+        if site in self._places and addresses and found["states"][site] in kinds:
+            kinds[found["states"][site]][site] = self._path(site, addresses[0])
+    return good, bad
 
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #9328e00b
 @patch
@@ -350,8 +353,7 @@ def entry(self: RucioCatalog, name: str) -> Entry:
     own, free = own.json(), self._ask("GET", asked, params={"plugin": "JSON"}).json() or {}
     made = datetime.strptime(own["created_at"], "%a, %d %b %Y %H:%M:%S UTC").isoformat() + "+00:00"
     known = own["bytes"], own["adler32"], free.pop("sha256", ""), own["account"], free.pop("run", ""), made
-    bad = self._replicas(name, "UNAVAILABLE", "BAD", "SUSPICIOUS")
-    return Entry(name, *known, free, self._replicas(name, "AVAILABLE"), bad)
+    return Entry(name, *known, free, *self._replicas(name))
 
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #3f9eaa46
 _COLUMNS = {"size": "bytes", "owner": "account", "created": "created_at"}
