@@ -195,9 +195,12 @@ def _blocks(path: str | Path) -> Iterator[bytes]:
     return Folder(Path(path).parent).read(Path(path).name)
 
 # %% ../../nbs/lake/06_lake.ipynb #25924f0e
+def _bar(entry: Entry) -> tqdm:
+    return tqdm(desc=entry.name, total=entry.size, unit="B", unit_scale=True, leave=False, delay=1)
+
+
 def _shown(blocks: Iterable[bytes], entry: Entry) -> Iterator[bytes]:
-    options = {"total": entry.size, "unit": "B", "unit_scale": True, "leave": False, "delay": 1}
-    with tqdm(desc=entry.name, **options) as bar:
+    with _bar(entry) as bar:
         for block in blocks:
             yield block
             bar.update(len(block))
@@ -250,7 +253,8 @@ def _register(self: Lake, entry: Entry, site: str, blocks: Iterable[bytes]) -> N
     try:
         self.catalog.add(entry)
     except ItwinError:
-        self.sites[site].delete(entry.replicas[site])
+        with suppress(ItwinError):
+            self.sites[site].delete(entry.replicas[site])
         raise
 
 # %% ../../nbs/lake/06_lake.ipynb #48f4ab99
@@ -336,7 +340,7 @@ def _flow(self: Lake, entry: Entry, sites: list[str]) -> Iterator[bytes]:
             return
         except (Unreachable, InputError, Refused) as error:
             problems.append(error)
-    raise problems[0] if len(problems) == 1 else Unreachable(" ".join(map(str, problems)))
+    raise type(problems[0])(" ".join(map(str, problems)))
 
 # %% ../../nbs/lake/06_lake.ipynb #ae665f82
 @patch
@@ -508,8 +512,9 @@ def _directly(self: Lake, entry: Entry, source: str, site: str) -> bool:
     one, other = self.sites[source], self.sites[site]
     if not isinstance(one, WebDAV) or not isinstance(other, WebDAV):
         return False
-    with suppress(Unreachable, Damaged):
-        return other.copy(one, entry.replicas[source], entry.replicas[site], entry)
+    with suppress(Unreachable, Damaged), _bar(entry) as bar:
+        paths = entry.replicas[source], entry.replicas[site]
+        return other.copy(one, *paths, entry, lambda done: bar.update(done - bar.n))
     return False
 
 # %% ../../nbs/lake/06_lake.ipynb #51f30b67

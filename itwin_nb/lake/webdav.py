@@ -308,7 +308,8 @@ _CANNOT = 400, 404, 405, 501
 
 # %% ../../nbs/lake/04_webdav.ipynb #1db7738a
 @patch
-def copy(self: WebDAV, source: "WebDAV", there: str, path: str, entry: Entry) -> bool:
+def copy(self: WebDAV, source: "WebDAV", there: str, path: str, entry: Entry,
+         tell: Callable[[int], None] = lambda done: None) -> bool:
     """
     Let this site fetch a file from another site; the bytes don't pass through this machine.
 
@@ -320,6 +321,8 @@ def copy(self: WebDAV, source: "WebDAV", there: str, path: str, entry: Entry) ->
         Its path there, and what it's to be here.
     entry : Entry
         What the catalogue says of it.
+    tell : callable, optional
+        Is told now and then how many bytes are there.
 
     Returns
     -------
@@ -338,23 +341,31 @@ def copy(self: WebDAV, source: "WebDAV", there: str, path: str, entry: Entry) ->
         If a site doesn't answer, or the copy fails.
     """
     with suppress(NotImplementedError), self._named(path) as part:
-        self._fetch(source, there, part)
+        self._fetch(source, there, part, tell)
         self._compare(part, entry)
         return True
     return False
 
 # %% ../../nbs/lake/04_webdav.ipynb #b140e949
 @patch
-def _fetch(self: WebDAV, source: "WebDAV", there: str, part: str) -> None:
+def _fetch(self: WebDAV, source: "WebDAV", there: str, part: str, tell: Callable[[int], None]) -> None:
     headers = {"Source": source._address(there), "Credential": "none", "Overwrite": "T"}
     headers |= source._bearer("TransferHeaderAuthorization")
     with self._ask("COPY", part, headers=headers, good=_CANNOT, stream=True) as response:
         if response.status_code in _CANNOT:
             raise NotImplementedError
-        last = [line for line in response.iter_lines(decode_unicode=True) if line.strip()][-1:]
-    if not "".join(last).startswith("success"):
-        how = " ".join(last) or "it broke off"
+        how = _followed(response.iter_lines(decode_unicode=True), tell)
+    if not how.startswith("success"):
         raise Unreachable(f"{self.url} can't copy {there} from {source.url} ({how}): try another site.")
+
+# %% ../../nbs/lake/04_webdav.ipynb #e6668428
+def _followed(lines: Iterator[str], tell: Callable[[int], None]) -> str:
+    last = "it broke off"
+    for line in filter(str.strip, lines):
+        last, (what, _, value) = line, line.strip().partition(": ")
+        if what == "Stripe Bytes Transferred":
+            tell(int(value))
+    return last
 
 # %% ../../nbs/lake/04_webdav.ipynb #faf2e5fa
 @patch
