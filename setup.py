@@ -19,7 +19,7 @@ setup(
     url=cfg["git_url"],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[cfg["lib_path"] + "*"]),
-    package_data={cfg["lib_path"]: ["workflows/*.ipynb", "tour/*.ipynb", "compute/sites/*.yaml", "lattice/weights/*/*"]},
+    package_data={cfg["lib_path"]: ["workflows/*.ipynb", "tour/*.ipynb", "compute/sites/*.yaml", "data-catalog/*.yaml", "lattice/weights/*/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
     entry_points={

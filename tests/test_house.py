@@ -38,7 +38,7 @@ def run(*command, cwd=ROOT, **environment):
 @pytest.fixture
 def copy(tmp_path):
     """A copy of all that is made by hand or by nbdev, on which tools may write."""
-    for name in ("nbs", "itwin_nb"):
+    for name in ("nbs", "itwin_nb", "data-catalog"):
         shutil.copytree(
             ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -186,6 +186,7 @@ def test_wheel_holds_modules_workflows_and_licence(copy):
     for room in ("workflows", "tour"):
         assert {f"itwin_nb/{room}/{path.name}" for path in (NBS / room).glob("*.ipynb")} <= held
     assert {f"itwin_nb/{name}" for name in contents(ROOT / "itwin_nb", ".py")} <= held
+    assert {f"itwin_nb/data-catalog/{path.name}" for path in (ROOT / "data-catalog").glob("*.yaml")} <= held
     assert any(name.endswith("LICENSE") for name in held)
 
 
