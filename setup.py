@@ -21,7 +21,7 @@ setup(
     packages=find_packages(include=[cfg["lib_path"] + "*"]),
     package_data={cfg["lib_path"]: ["workflows/*.ipynb", "tour/*.ipynb", "compute/sites/*.yaml", "data-catalog/*.yaml", "lattice/weights/*/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "xrootd")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "fsspec.specs": [f"lake={cfg['lib_path']}.lake.filesystem:LakeFileSystem"],

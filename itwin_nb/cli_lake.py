@@ -6,6 +6,7 @@
 __all__ = ['AUDIENCE', 'lake_group', 'login', 'whoami', 'ls', 'find', 'put', 'get', 'replicate', 'verify', 'rm', 'serve']
 
 # %% ../nbs/cli_lake.ipynb #a065ed58
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -172,4 +173,9 @@ def serve(context: click.Context, folder: str, **options: Any) -> None:
     """Serve DIR by WebDAV to whoever has a token that allows it."""
     from itwin_nb.lake.serve import serve as run_server
 
+    logging.disable(logging.NOTSET)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("itwin_nb.lake.serve").setLevel(logging.INFO)
+    place = f"{options['host']}:{options['port']}{options['prefix']}"
+    click.echo(f"Serving {folder} at http{'s' * bool(options['certificate'])}://{place}", err=True)
     run_server(folder, **options)

@@ -97,8 +97,8 @@ def seconds_left(self: Token) -> float:
 
 # %% ../../nbs/lake/02_identity.ipynb #d1e0fdd6
 SCOPES = {
-    "list": ("storage.read", "storage.modify"),
-    "read": ("storage.read",),
+    "list": ("storage.stage", "storage.modify", "storage.read"),
+    "read": ("storage.stage", "storage.read"),
     "write": ("storage.create", "storage.modify"),
     "delete": ("storage.modify",),
 }
@@ -122,7 +122,7 @@ def allows(self: Token, action: str, path: str) -> bool:
         True if the storage should allow it.
     """
     pairs = [scope.partition(":")[::2] for scope in self.scopes]
-    places = [where or "/" for name, where in pairs if name in SCOPES[action]]
+    places = [where for name, where in pairs if name in SCOPES[action] and where.startswith("/")]
     return any(PurePosixPath(path).is_relative_to(place) for place in places)
 
 # %% ../../nbs/lake/02_identity.ipynb #4649df93

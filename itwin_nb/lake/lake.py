@@ -45,14 +45,15 @@ def _read_settings(folder: Path) -> dict:
 
 # %% ../../nbs/lake/06_lake.ipynb #9d469023
 def make_site(place: str, identity: Callable[[], Token | None] | None = None,
-              authority: str = "") -> Folder | WebDAV:
+              authority: str = "") -> Any:
     """
     Make a site from its place.
 
     Parameters
     ----------
     place : str
-        A folder, or an address that begins with ``https://``, ``http://``, ``davs://`` or ``dav://``.
+        A folder, or an address that begins with ``https://``, ``http://``, ``davs://``, ``dav://``,
+        ``root://`` or ``roots://``.
     identity : callable, optional
         Gives the token of who asks.
     authority : str, optional
@@ -60,19 +61,25 @@ def make_site(place: str, identity: Callable[[], Token | None] | None = None,
 
     Returns
     -------
-    Folder or WebDAV
+    Folder, WebDAV or XRootD
         The site.
 
     Raises
     ------
     UsageError
         For another kind of address.
+    MissingExtra
+        If the address needs XRootD's client, and it isn't installed.
     """
     kind = str(place).partition("://")[0] if "://" in str(place) else "file"
     if kind in ("https", "http", "davs", "dav"):
         return WebDAV(str(place), identity, authority)
+    if kind in ("root", "roots"):
+        from itwin_nb.lake.xrootd import XRootD
+
+        return XRootD(str(place), identity, authority)
     if kind != "file":
-        raise UsageError(f"A site can't be at {place}: give a folder, https://… or davs://….")
+        raise UsageError(f"A site can't be at {place}: give a folder, https://…, davs://… or root://….")
     return Folder(str(Path(str(place).removeprefix("file://")).expanduser().absolute()))
 
 # %% ../../nbs/lake/06_lake.ipynb #79ca3dbc
@@ -120,7 +127,7 @@ class Lake:
         return f"Lake({str(self.folder)!r})"
 
     @cached_property
-    def sites(self) -> dict[str, Folder | WebDAV]:
+    def sites(self) -> dict[str, Any]:
         """Name to site, the nearest one first."""
         places = self.settings.get("sites") or self.catalog.sites()
         return {name: make_site(place, self.identity, self.authority) for name, place in places.items()}

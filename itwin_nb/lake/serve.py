@@ -216,15 +216,12 @@ _ONLY_NEW = {
 
 # %% ../../nbs/lake/07_serve.ipynb #fa7b250d
 def _destination(environ: dict) -> str:
-    try:
-        path = urlparse(unquote(environ.get("HTTP_DESTINATION", "")), allow_fragments=False).path
-    except ValueError:
-        path = ""
-    if not path:
-        raise _Refusal(400, "COPY and MOVE need a Destination at this site: fetch from others with GET.")
-    if PurePosixPath(environ["PATH_INFO"]).is_relative_to(normalize_path(path)):
-        raise _Refusal(409, "A file or folder can't replace itself, or a folder that holds it.")
-    return normalize_path(path)
+    place = unquote(environ.get("HTTP_DESTINATION", ""))
+    with suppress(ValueError):
+        _, _, path, params, query, _ = urlparse(place, allow_fragments=False)
+        if path and place.isprintable() and not (params or query):
+            return normalize_path(path)
+    raise _Refusal(400, "COPY and MOVE need a Destination at this site, without any of ; and ? in its path.")
 
 # %% ../../nbs/lake/07_serve.ipynb #492de880
 _BLOCK = 1 << 16
@@ -372,8 +369,12 @@ def handle_delete(self: _File) -> bool:
     return True
 
 # %% ../../nbs/lake/07_serve.ipynb #61aaff12
+def _is_plain(path: str) -> bool:
+    return path.isprintable() and "%2f" not in path.lower()
+
+# %% ../../nbs/lake/07_serve.ipynb #a59d517f
 def _is_listed(entry: os.DirEntry) -> bool:
-    return entry.name.isprintable() and not entry.is_symlink() and not entry.name.endswith(_PART)
+    return _is_plain(entry.name) and not entry.is_symlink() and not entry.name.endswith(_PART)
 
 # %% ../../nbs/lake/07_serve.ipynb #4283c174
 class _Folder(FolderResource):
@@ -412,7 +413,7 @@ class _Lake(FilesystemProvider):
         self.prefix, self.policy = prefix, policy
 
     def _loc_to_file_path(self, path: str, environ: dict | None = None) -> str:
-        if not (path.isprintable() and PurePosixPath(path).is_relative_to(self.prefix)):
+        if not (_is_plain(path) and PurePosixPath(path).is_relative_to(self.prefix)):
             raise _Refusal(404, "This isn't a path of this site.")
         place = os.path.join(self.root_folder_path, *PurePosixPath(path).relative_to(self.prefix).parts)
         if os.path.realpath(place) != place:
@@ -443,17 +444,21 @@ def _require(self: _Lake, token: Token, action: str, path: str) -> None:
 # %% ../../nbs/lake/07_serve.ipynb #3e2de6b6
 @patch
 def _admit(self: _Lake, environ: dict) -> None:
-    _check_form(environ)
     method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
     token = self.policy.identify(environ.pop("HTTP_AUTHORIZATION", ""))
     environ["itwin.who"] = token.claims.get("sub", "-")
+    _check_form(environ)
     target = _destination(environ) if method in ("COPY", "MOVE") else path
+    if method in ("COPY", "MOVE") and PurePosixPath(path).is_relative_to(target):
+        raise _Refusal(409, "A file or folder can't replace itself, or a folder that holds it.")
     self._require(token, _ACTIONS[method], path)
     if method in _ONLY_NEW:
         exists = os.path.lexists(self._loc_to_file_path(target))
         self._require(token, "delete" if exists else "write", target)
         if self.policy.missing(token, "delete", target):
             environ.update([_ONLY_NEW[method]])
+    if method in ("GET", "HEAD") and os.path.isdir(self._loc_to_file_path(path)):
+        raise _Refusal(405, "This is a folder: list it with PROPFIND.")
 
 # %% ../../nbs/lake/07_serve.ipynb #6e8058d9
 @patch
@@ -518,7 +523,7 @@ class _Request(HTTPRequest):
         if self.chunked_write:
             self.conn.wfile.write(b"0\r\n\r\n")
         deadline = time.monotonic() + _PAUSE
-        with suppress(DAVError):
+        with suppress(DAVError, OSError):
             while self.rfile.unread and time.monotonic() < deadline and self.rfile.read():
                 pass
 
@@ -529,6 +534,13 @@ class _Request(HTTPRequest):
 # %% ../../nbs/lake/07_serve.ipynb #13ff33ca
 class _Connection(HTTPConnection):
     RequestHandlerClass = _Request
+
+    def communicate(self) -> bool:
+        with suppress(OSError):
+            if self.server.ssl_adapter and self.socket.version() is None:
+                self.socket.do_handshake()
+            return super().communicate()
+        return False
 
 # %% ../../nbs/lake/07_serve.ipynb #428f2cf8
 class _TLS(BuiltinSSLAdapter):
