@@ -485,9 +485,14 @@ def place(self: EmbeddedCatalog, name: str, site: str, path: str, bad: bool = Fa
     ------
     InputError
         If there is no such file.
+    UsageError
+        If there is a replica at another path of that site.
     """
     with self._writing() as database:
         self._row(database, name)
+        known = "SELECT 1 FROM replicas WHERE name = ? AND site = ? AND path <> ?"
+        if database.execute(known, [name, site, path]).fetchone():
+            raise UsageError(f"{site} has a replica of {name} already: verify it, if it's damaged.")
         database.execute("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?)", [name, site, path, bad])
 
 # %% ../../nbs/lake/00_catalog.ipynb #c7c007bf

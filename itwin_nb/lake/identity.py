@@ -95,6 +95,13 @@ def seconds_left(self: Token) -> float:
     """Seconds until it expires; infinite if it doesn't say."""
     return self.claims.get("exp", float("inf")) - time.time()
 
+
+@patch(as_prop=True)
+def since_expiry(self: Token) -> str:
+    """How long ago it expired, in words."""
+    seconds = -self.seconds_left
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
 # %% ../../nbs/lake/02_identity.ipynb #d1e0fdd6
 SCOPES = {
     "list": ("storage.stage", "storage.modify", "storage.read"),
@@ -138,8 +145,7 @@ def _reason(token: Token | None, action: str, path: str) -> str:
     if token is None:
         return "you have no token; log in with `itwin lake login`"
     if token.seconds_left <= 0:
-        minutes = f"{-token.seconds_left / 60:.0f} minutes"
-        return f"your token expired {minutes} ago; log in again with `itwin lake login`"
+        return f"your token expired {token.since_expiry} ago; log in again with `itwin lake login`"
     if not token.allows(action, path):
         return _missing(token, action, path)
     return "your token should allow it; ask its operators whether they trust its issuer and audience"

@@ -199,7 +199,14 @@ def describe(path: str | Path, name: str, **more: Any) -> Entry:
 
 
 def _blocks(path: str | Path) -> Iterator[bytes]:
-    return Folder(Path(path).parent).read(Path(path).name)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}: name another one.") from error
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {os.strerror(error.errno).lower()}.") from error
 
 # %% ../../nbs/lake/06_lake.ipynb #25924f0e
 def _bar(entry: Entry) -> tqdm:
@@ -250,7 +257,11 @@ def put(self: Lake, path: str | Path, name: str, site: str | None = None,
     site = self._site(site)
     self.catalog.check_free(name)
     entry = describe(path, name, owner=self._owner(), run=run, metadata=metadata or {})
-    self._register(replace(entry, replicas={site: self.catalog.new_path(name, site)}), site, _blocks(path))
+    entry = replace(entry, replicas={site: self.catalog.new_path(name, site)})
+    try:
+        self._register(entry, site, _blocks(path))
+    except Damaged as error:
+        raise InputError(f"{path} changed while it was being put: put it again.") from error
     return self.catalog.entry(name)
 
 # %% ../../nbs/lake/06_lake.ipynb #7e1155b1
@@ -511,7 +522,10 @@ def _copy(self: Lake, entry: Entry, site: str) -> None:
     there = replace(entry, replicas={**entry.replicas, site: path})
     if not any(self._directly(there, source, site) for source in sources):
         self._whole(entry, partial(self._deliver, there, site))
-    self.catalog.place(entry.name, site, path)
+    try:
+        self.catalog.place(entry.name, site, path)
+    except UsageError:  # somebody else was quicker
+        self.sites[site].delete(path)
 
 # %% ../../nbs/lake/06_lake.ipynb #321d43d7
 @patch

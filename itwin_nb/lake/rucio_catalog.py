@@ -105,8 +105,7 @@ def _why(self: RucioCatalog) -> str:
     if token is None:
         return "you have no token; log in with `itwin lake login`"
     if token.seconds_left <= 0:
-        ago = f"{-token.seconds_left / 60:.0f} minutes ago"
-        return f"your token expired {ago}; log in again with `itwin lake login`"
+        return f"your token expired {token.since_expiry} ago; log in again with `itwin lake login`"
     who = f"{token.claims.get('sub')} of {token.claims.get('iss')}"
     return f"no account belongs to {who}, or the token isn't for it; ask its administrators"
 

@@ -246,6 +246,8 @@ def checked(blocks: Iterable[bytes], entry: Entry) -> Iterator[bytes]:
         if last:
             yield last
         size, adler, last = size + len(block), zlib.adler32(block, adler), block
+        if size > entry.size:
+            break
     if size != entry.size:
         raise Damaged(f"{entry.name} came with {size} bytes instead of {entry.size}: try another replica.")
     if f"{adler:08x}" != entry.adler32:

@@ -80,7 +80,7 @@ def _bearer(self: WebDAV, header: str = "Authorization") -> dict[str, str]:
 
 
 # %% ../../nbs/lake/04_webdav.ipynb #c39554ac
-_ACTIONS = {"GET": "read", "HEAD": "read", "DELETE": "delete"}  # all others write
+_ACTIONS = {"GET": "read", "HEAD": "read", "PROPFIND": "read", "DELETE": "delete"}  # all others write
 
 # %% ../../nbs/lake/04_webdav.ipynb #1f164c0b
 @patch
@@ -155,6 +155,7 @@ def size(self: WebDAV, path: str) -> int:
 
 # %% ../../nbs/lake/04_webdav.ipynb #aaa8d4cf
 _PAUSES = 0.2, 1.0, 3.0  # seconds
+_PIECE = BLOCK // 8  # what may be lost when the connection breaks
 
 # %% ../../nbs/lake/04_webdav.ipynb #776bd265
 @patch
@@ -164,7 +165,7 @@ def _rest(self: WebDAV, path: str, start: int, size: int) -> Iterator[bytes]:
         begins = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         if start and not (response.status_code == 206 and begins):
             raise Damaged(f"{self.url} can't continue {path} at byte {start}: fetch it from another site.")
-        yield from response.iter_content(BLOCK)
+        yield from response.iter_content(_PIECE)
 
 # %% ../../nbs/lake/04_webdav.ipynb #0b7a1192
 @patch
@@ -182,7 +183,7 @@ def read(self: WebDAV, path: str, start: int = 0) -> Iterator[bytes]:
     Yields
     ------
     bytes
-        Up to 1 MiB each.
+        Up to 128 KiB each.
 
     Raises
     ------
@@ -208,7 +209,7 @@ def read(self: WebDAV, path: str, start: int = 0) -> Iterator[bytes]:
 @patch
 def _make_folders(self: WebDAV, path: str) -> None:
     for folder in reversed(PurePosixPath(path).parents[:-1]):
-        self._ask("MKCOL", str(folder), good=(405, 409))  # it's there already
+        self._ask("MKCOL", str(folder), good=(405, 409, 412))  # it's there already
 
 # %% ../../nbs/lake/04_webdav.ipynb #0963fe77
 @patch
@@ -280,8 +281,17 @@ def write(self: WebDAV, path: str, blocks: Iterable[bytes], size: int,
         If it doesn't answer.
     """
     with self._named(path) as part:
-        self._ask("PUT", part, data=_Body(blocks, size) if size else b"")
+        self._upload(part, _Body(blocks, size) if size else b"")
         claim()
+
+# %% ../../nbs/lake/04_webdav.ipynb #3e169e81
+@patch
+def _upload(self: WebDAV, part: str, body: _Body | bytes) -> None:
+    try:
+        self._ask("PUT", part, data=body)
+    except Unreachable:
+        self._ask("PUT", part, data=b"")  # some servers hang up when they refuse: then this says so
+        raise
 
 # %% ../../nbs/lake/04_webdav.ipynb #03ac738e
 @patch

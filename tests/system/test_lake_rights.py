@@ -1,4 +1,4 @@
-"""Who may do what: seven kinds of users, five actions, three kinds of servers; a refusal says what is missing, and changes nothing."""
+"""Who may do what: 7 kinds of users, 5 actions, 3 servers; a refusal says why, and changes nothing."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ ELSEWHERE = "https://elsewhere.example.org"
 
 @cache
 def token(user):
-    """Return what a user sends: people have what the provider gave them, the others something that isn't good enough."""
+    """Return what a user sends: what the provider gave a person, or something that isn't good enough."""
     if user in lakeside.RIGHTS:
         return lakeside.device_token(user)["access_token"]
     return {
@@ -117,7 +117,8 @@ def reasons(user, action):
     issuer = lakeside.lake()["issuer"]
     if user in ("reader", "outsider"):
         scope = f"storage.{'read' if action in ('list', 'read') else 'modify'}:/lattice"
-        return [f"needs the scope {scope}", f"groups: {', '.join(lakeside.GROUPS[user])}", "ask", f"at {issuer}"]
+        groups = ", ".join(lakeside.GROUPS[user])
+        return [f"needs the scope {scope}", f"groups: {groups}", "ask the managers", f"at {issuer}"]
     return {
         "anonymous": ["no token", "log in with `itwin lake login`"],
         "expired": ["your token expired", "log in again"],
@@ -159,7 +160,7 @@ def test_rights(user, server, action, scene, caplog):
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_refused_upload_at_the_top_of_a_site(server, scene):
-    """No folder has to be made there, so the file itself is refused, when its first bytes are on the way already."""
+    """No folder has to be made there: the file itself is refused, when its bytes are on the way already."""
     site, size = Lake(scene.tmp_path, token("reader")).sites[server], 3_000_000
     with pytest.raises(Refused, match="needs the scope storage.modify:/lattice"):
         site.write(scene.folder.replace("rights", "top"), [bytes(size)], size)
