@@ -6,8 +6,9 @@
 __all__ = ['LakeFileSystem']
 
 # %% ../../nbs/lake/08_filesystem.ipynb #ca897cfc
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+import io
+from pathlib import PurePosixPath
+from typing import Any
 
 from fastcore.basics import patch
 from fsspec.spec import AbstractFileSystem
@@ -84,11 +85,20 @@ def ls(self: LakeFileSystem, path: str, detail: bool = False, **options: Any) ->
     return [_folder(one) if inner else self.info(one) for one, inner in found.items()]
 
 # %% ../../nbs/lake/08_filesystem.ipynb #a8d4a0eb
+class _File(io.BufferedReader):
+    def __init__(self, system: "LakeFileSystem", path: str) -> None:
+        self.system, self.path = system, path
+        super().__init__(io.FileIO(system.lake.get(_name(path))))
+
+    def __reduce__(self) -> tuple:
+        return _File, (self.system, self.path)
+
+# %% ../../nbs/lake/08_filesystem.ipynb #06105260
 @patch
-def _open(self: LakeFileSystem, path: str, mode: str = "rb", **options: Any) -> BinaryIO:
+def _open(self: LakeFileSystem, path: str, mode: str = "rb", **options: Any) -> "_File":
     if mode != "rb":
         raise UsageError("A file of the lake can't be written to: put a new one with Lake.put.")
-    return open(self.lake.get(_name(self._strip_protocol(path).strip("/"))), "rb")
+    return _File(self, self._strip_protocol(path).strip("/"))
 
 # %% ../../nbs/lake/08_filesystem.ipynb #77fa4fe8
 @patch
