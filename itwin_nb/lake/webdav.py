@@ -217,8 +217,6 @@ def _make_folders(self: WebDAV, path: str) -> None:
 def _named(self: WebDAV, path: str) -> Iterator[str]:
     part = str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.{uuid4().hex[:8]}"))
     self._make_folders(path)
-    if self._ask("HEAD", path, good=(404,)).ok:
-        raise self._taken(path)
     try:
         yield part
         self._rename(part, path)
@@ -280,6 +278,8 @@ def write(self: WebDAV, path: str, blocks: Iterable[bytes], size: int,
     Unreachable
         If it doesn't answer.
     """
+    if self._ask("HEAD", path, good=(404,)).ok:
+        raise self._taken(path)
     with self._named(path) as part:
         self._upload(part, _Body(blocks, size) if size else b"")
         claim()
@@ -328,7 +328,7 @@ def copy(self: WebDAV, source: "WebDAV", there: str, path: str, entry: Entry,
     source : WebDAV
         Where the file is.
     there, path : str
-        Its path there, and what it's to be here.
+        Its path there, and what it's to be here: a name that nobody else may take.
     entry : Entry
         What the catalogue says of it.
     tell : callable, optional
@@ -342,7 +342,7 @@ def copy(self: WebDAV, source: "WebDAV", there: str, path: str, entry: Entry,
     Raises
     ------
     Taken
-        If there's a file of that name.
+        If there's a file of that name, and the site minds.
     Damaged
         If what arrived isn't what the catalogue says.
     Refused

@@ -3,7 +3,7 @@ Run notebooks where they lie and keep their outputs, as the docs show them.
 
     python nbs/_docs/fill.py nbs/lattice/02_hmc.ipynb ...
 
-All cells run but those marked `#| eval: false`. Progress bars, widgets, which are dead out of their kernel, and what
+All cells run but those marked `#| eval: false`, or `#| rucio` (they run in Rucio's server only). Progress bars, widgets, which are dead out of their kernel, and what
 processes write to stderr leave no output behind. Run `nbdev_clean` afterwards.
 """
 
@@ -22,7 +22,7 @@ class ChapterClient(NotebookClient):
     """Leave out the cells that can't run anywhere."""
 
     async def async_execute_cell(self, cell, *arguments, **options):
-        if re.search(r"^#\|\s*eval:\s*false", cell.source, re.MULTILINE):
+        if re.search(r"^#\|\s*(eval:\s*false|rucio)", cell.source, re.MULTILINE):
             return cell
         return await super().async_execute_cell(cell, *arguments, **options)
 

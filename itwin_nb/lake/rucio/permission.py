@@ -6,20 +6,17 @@
 __all__ = ['has_permission']
 
 # %% ../../../nbs/lake/13_rucio_permission.ipynb #cee834e5
-#| eval: false
 from typing import Any
 
 from rucio.core.account import has_account_attribute
 from rucio.core.permission import generic
 
 # %% ../../../nbs/lake/13_rucio_permission.ipynb #37f727e3
-#| eval: false
 _READING = "get_", "list_", "config_get", "config_has"
 _REPLICAS = "add_replicas", "update_replicas_states", "declare_bad_file_replicas"
 _RULES = "del_rule", "update_rule", "reduce_rule"
 
 # %% ../../../nbs/lake/13_rucio_permission.ipynb #286b23e4
-#| eval: false
 def _refusal(account: str) -> Any:
     from rucio.core.permission import PermissionResult  # it imports this module
 
@@ -27,7 +24,6 @@ def _refusal(account: str) -> Any:
     return PermissionResult(False, f"{reason}: ask its administrators for the attribute producer.")
 
 # %% ../../../nbs/lake/13_rucio_permission.ipynb #3c0370e8
-#| eval: false
 def _may_produce(issuer: Any, action: str, kwargs: dict[str, Any], session: Any) -> bool:
     from rucio.core.rule import get_rule  # it imports this module
 
@@ -36,7 +32,6 @@ def _may_produce(issuer: Any, action: str, kwargs: dict[str, Any], session: Any)
     )
 
 # %% ../../../nbs/lake/13_rucio_permission.ipynb #fe6f2563
-#| eval: false
 def has_permission(issuer: Any, action: str, kwargs: dict[str, Any], *, session: Any = None) -> Any:
     """
     Say whether an account may do something.

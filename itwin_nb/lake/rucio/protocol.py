@@ -6,7 +6,6 @@
 __all__ = ['Davs']
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #27cedadc
-#| eval: false
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from ..sites import Damaged, Folder, Refused, Taken
 from ..webdav import WebDAV
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #db6ca6b9
-#| eval: false
 _WORDS = {
     Taken: exception.FileReplicaAlreadyExists,
     Refused: exception.RSEAccessDenied,
@@ -33,7 +31,6 @@ _WORDS = {
 }
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #0cd407d5
-#| eval: false
 @contextmanager
 def _in_their_words() -> Iterator[None]:
     try:
@@ -43,7 +40,6 @@ def _in_their_words() -> Iterator[None]:
         raise theirs(str(error)) from error
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #764047e9
-#| eval: false
 class Davs(RSEProtocol):
     """
     Read and write a WebDAV site of Rucio, ``davs://`` or ``https://``.
@@ -59,7 +55,6 @@ class Davs(RSEProtocol):
         self.renaming = False  # a file gets its name when it's complete
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #5cb88f54
-#| eval: false
 @patch
 def connect(self: Davs, credentials: dict[str, Any] | None = None) -> None:
     """
@@ -75,20 +70,17 @@ def connect(self: Davs, credentials: dict[str, Any] | None = None) -> None:
     self.site = WebDAV(place, find_token(self.auth_token or ""), trusted)
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #0bf5ca62
-#| eval: false
 @patch
 def close(self: Davs) -> None:
     """Leave the site."""
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #b490a990
-#| eval: false
 @patch
 def _path(self: Davs, pfn: str) -> str:
     parts = self.parse_pfns(pfn)[pfn]
     return f"{parts['path']}{parts['name']}".lstrip("/")
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #b60e1fff
-#| eval: false
 @patch
 def get(self: Davs, pfn: str, dest: str, transfer_timeout: float | None = None) -> None:
     """
@@ -107,7 +99,6 @@ def get(self: Davs, pfn: str, dest: str, transfer_timeout: float | None = None) 
         file.writelines(self.site.read(self._path(pfn)))
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #788ed394
-#| eval: false
 @patch
 def put(
     self: Davs, source: str, target: str, source_dir: str | None = None, transfer_timeout: float | None = None
@@ -132,7 +123,6 @@ def put(
         self.site.write(self._path(target), folder.read(place.name), folder.size(place.name))
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #b5adbe30
-#| eval: false
 @patch
 def delete(self: Davs, pfn: str) -> None:
     """
@@ -147,7 +137,6 @@ def delete(self: Davs, pfn: str) -> None:
         self.site.delete(self._path(pfn))
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #cbb13167
-#| eval: false
 @patch
 def rename(self: Davs, pfn: str, new_pfn: str) -> None:
     """
@@ -161,7 +150,6 @@ def rename(self: Davs, pfn: str, new_pfn: str) -> None:
     raise NotImplementedError
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #f9a070a5
-#| eval: false
 @patch
 def stat(self: Davs, pfn: str) -> dict[str, int]:
     """
@@ -181,7 +169,6 @@ def stat(self: Davs, pfn: str) -> dict[str, int]:
         return {"filesize": self.site.size(self._path(pfn))}
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #d15d41f6
-#| eval: false
 @patch
 def exists(self: Davs, pfn: str) -> bool:
     """
@@ -203,5 +190,4 @@ def exists(self: Davs, pfn: str) -> bool:
         return False
 
 # %% ../../../nbs/lake/11_rucio_protocol.ipynb #b9f2d7d1
-#| eval: false
 Davs.__abstractmethods__ = frozenset()  # all are there now

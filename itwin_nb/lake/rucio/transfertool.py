@@ -6,7 +6,6 @@
 __all__ = ['ThirdPartyCopy']
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #28592714
-#| eval: false
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -30,7 +29,6 @@ from ..sites import Unreachable
 from ..webdav import WebDAV
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #b345320b
-#| eval: false
 def _token(rse: str, *actions: str) -> Token:
     scope = determine_scope_for_rse(rse, scopes=actions)
     if not (text := request_token(determine_audience_for_rse(rse), scope)):
@@ -38,7 +36,6 @@ def _token(rse: str, *actions: str) -> Token:
     return read_token(text)
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #b7413ebf
-#| eval: false
 def _site_and_path(url: str, protocol: Any, token: partial) -> tuple[WebDAV, str]:
     parts, trusted = urlsplit(url), os.environ.get("REQUESTS_CA_BUNDLE", "")
     prefix = f"/{protocol.attributes['prefix'].strip('/')}/".replace("//", "/")
@@ -46,7 +43,6 @@ def _site_and_path(url: str, protocol: Any, token: partial) -> tuple[WebDAV, str
     return site, parts.path.removeprefix(prefix)
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #1ff4ca33
-#| eval: false
 def _copy(transfer: Any, source: Any) -> None:
     reader = partial(_token, source.rse.id, "storage.read")
     writer = partial(_token, transfer.dst.rse.id, "storage.modify", "storage.read")
@@ -59,7 +55,6 @@ def _copy(transfer: Any, source: Any) -> None:
         raise Unreachable(f"{transfer.dst.rse.name} can't fetch files from sites, or gives no checksum.")
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #6859d730
-#| eval: false
 class ThirdPartyCopy(Transfertool):
     """
     Carry out Rucio's transfers by third-party copies, without a transfer service.
@@ -79,7 +74,6 @@ class ThirdPartyCopy(Transfertool):
         super().__init__(external_host, logger)
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #655e7071
-#| eval: false
 @patch(cls_method=True)
 def submission_builder_for_path(
     cls: ThirdPartyCopy, transfer_path: list[Any], logger: Any = log
@@ -104,7 +98,6 @@ def submission_builder_for_path(
     return transfer_path[:1], TransferToolBuilder(cls, external_host=cls.external_name)
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #8c99c056
-#| eval: false
 @patch
 def group_into_submit_jobs(self: ThirdPartyCopy, transfer_paths: Iterable[list[Any]]) -> list[dict[str, Any]]:
     """
@@ -123,7 +116,6 @@ def group_into_submit_jobs(self: ThirdPartyCopy, transfer_paths: Iterable[list[A
     return [{"transfers": [one], "job_params": {}} for path in transfer_paths for one in path]
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #44cf483f
-#| eval: false
 @patch
 def submit(
     self: ThirdPartyCopy, transfers: Sequence[Any], job_params: dict[str, Any], timeout: float | None = None
@@ -161,7 +153,6 @@ def submit(
     raise TransferToolWrongAnswer(" ".join(failures))
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #22959f59
-#| eval: false
 class _Done(TransferStatusReport):
     supported_db_fields = ["state", "external_id"]
 
@@ -176,7 +167,6 @@ class _Done(TransferStatusReport):
         return {}
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #b1dfa2d7
-#| eval: false
 @patch
 def bulk_query(
     self: ThirdPartyCopy, requests_by_eid: Mapping[str, Mapping[str, Any]], timeout: float | None = None
@@ -199,7 +189,6 @@ def bulk_query(
     return {eid: {one: _Done(one, eid) for one in requests} for eid, requests in requests_by_eid.items()}
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #8ac2fb53
-#| eval: false
 @patch
 def cancel(self: ThirdPartyCopy, transfer_ids: Sequence[str], timeout: float | None = None) -> bool:
     """
@@ -220,7 +209,6 @@ def cancel(self: ThirdPartyCopy, transfer_ids: Sequence[str], timeout: float | N
     return False
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #265a24a3
-#| eval: false
 @patch
 def update_priority(
     self: ThirdPartyCopy, transfer_id: str, priority: int, timeout: float | None = None
@@ -245,6 +233,5 @@ def update_priority(
     return False
 
 # %% ../../../nbs/lake/12_rucio_transfertool.ipynb #ef377bdb
-#| eval: false
 ThirdPartyCopy.__abstractmethods__ = frozenset()  # all are there now
 TRANSFERTOOL_CLASSES_BY_NAME.update({ThirdPartyCopy.external_name: ThirdPartyCopy})
