@@ -24,10 +24,10 @@ from tqdm.auto import tqdm
 from ..core.errors import InputError, ItwinError, UsageError
 from ..core.files import atomic_path, read_json, read_yaml
 from .cache import Cache
-from .catalog import EmbeddedCatalog, Entry, check_name
+from .catalog import Catalog, EmbeddedCatalog, Entry, check_name
 from .identity import Token
 from .login import Identity
-from .sites import BLOCK, Damaged, Folder, Refused, Taken, Unreachable, checked
+from .sites import BLOCK, Damaged, Folder, Refused, Site, Taken, Unreachable, checked
 from .webdav import WebDAV
 
 # %% ../../nbs/lake/06_lake.ipynb #ab2685b2
@@ -45,7 +45,7 @@ def _read_settings(folder: Path) -> dict:
 
 # %% ../../nbs/lake/06_lake.ipynb #9d469023
 def make_site(place: str, identity: Callable[[], Token | None] | None = None,
-              authority: str = "") -> Any:
+              authority: str = "") -> Site:
     """
     Make a site from its place.
 
@@ -61,8 +61,8 @@ def make_site(place: str, identity: Callable[[], Token | None] | None = None,
 
     Returns
     -------
-    Folder, WebDAV or XRootD
-        The site.
+    Site
+        A folder, WebDAV or XRootD.
 
     Raises
     ------
@@ -127,14 +127,14 @@ class Lake:
         return f"Lake({str(self.folder)!r})"
 
     @cached_property
-    def sites(self) -> dict[str, Any]:
+    def sites(self) -> dict[str, Site]:
         """Name to site, the nearest one first."""
         places = self.settings.get("sites") or self.catalog.sites()
         return {name: make_site(place, self.identity, self.authority) for name, place in places.items()}
 
 # %% ../../nbs/lake/06_lake.ipynb #d95ec827
 @patch
-def _catalog(self: Lake) -> Any:
+def _catalog(self: Lake) -> Catalog:
     if server := self.settings.get("catalog"):
         from itwin_nb.lake.rucio_catalog import RucioCatalog
 

@@ -9,7 +9,7 @@ __all__ = ['RucioCatalog']
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -20,13 +20,13 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..core.errors import InputError, ItwinError, UsageError
-from .catalog import Condition, Entry, check_metadata, check_name, read_conditions
+from .catalog import Catalog, Condition, Entry, check_metadata, check_name, read_conditions
 from .login import Identity
 from .sites import Refused, Unreachable
 
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #ecdfb056
 @dataclass(frozen=True)
-class RucioCatalog:
+class RucioCatalog(Catalog):
     """
     Keep a catalogue at a Rucio server.
 
@@ -39,20 +39,16 @@ class RucioCatalog:
     authority : str, optional
         File with the certificates to trust; by default those that Python trusts.
 
-    Attributes
-    ----------
-    manages : bool
-        True: Rucio copies and deletes files itself.
-
     References
     ----------
     Barisits et al., Comput. Softw. Big Sci. 3 (2019) 11.
     """
 
+    manages = True
+
     server: str
     identity: Identity
     authority: str = ""
-    manages: bool = field(default=True, init=False)
 
     @cached_property
     def _session(self) -> requests.Session:
@@ -144,19 +140,7 @@ def _place(protocols: list[dict]) -> str:
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #45376f60
 @patch
 def new_path(self: RucioCatalog, name: str, site: str) -> str:
-    """
-    Ask where a file is to lie at a site.
-
-    Parameters
-    ----------
-    name, site : str
-        Of the file; where to.
-
-    Returns
-    -------
-    str
-        The path there.
-    """
+    """Ask where a file is to lie at a site."""
     asked = {"lfn": check_name(name), "scheme": urlsplit(self._places[site]).scheme, "operation": "write"}
     return self._path(site, self._ask("GET", f"rses/{site}/lfns2pfns", params=asked).json()[name])
 
@@ -184,19 +168,7 @@ def _address(name: str) -> str:
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #9f0bae42
 @patch
 def check_free(self: RucioCatalog, name: str) -> None:
-    """
-    Make sure that no file is called so yet.
-
-    Parameters
-    ----------
-    name : str
-        What a file is to be called.
-
-    Raises
-    ------
-    UsageError
-        If the name is taken.
-    """
+    """Make sure that no file is called so yet."""
     known = self._ask("GET", _address(check_name(name)), good=(404,))
     if known.ok and (known.json()["type"] != "FILE" or self._replicas(name)[0]):
         raise UsageError(f"{name} is in the lake already: choose another name.")
@@ -204,21 +176,7 @@ def check_free(self: RucioCatalog, name: str) -> None:
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #6f8b162c
 @patch
 def claim(self: RucioCatalog, entry: Entry) -> None:
-    """
-    Reserve a name for a file that is there, but not under its own name.
-
-    Parameters
-    ----------
-    entry : Entry
-        The file, with its replicas.
-
-    Raises
-    ------
-    UsageError
-        If somebody else was quicker, or its metadata can't be kept.
-    Refused
-        If the user may not register files.
-    """
+    """Reserve a name for a file that is there, but not under its own name."""
     check_metadata(entry.name, entry.metadata)
     file = {**_did(entry.name), "bytes": entry.size, "adler32": entry.adler32, "state": "C"}
     for site in entry.replicas:
@@ -230,19 +188,7 @@ def claim(self: RucioCatalog, entry: Entry) -> None:
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #5c24cc68
 @patch
 def add(self: RucioCatalog, entry: Entry) -> None:
-    """
-    Register a file that was claimed, and keep it at its sites by a rule.
-
-    Parameters
-    ----------
-    entry : Entry
-        With at least one replica.
-
-    Raises
-    ------
-    Refused
-        If the user may not register files.
-    """
+    """Register a file that was claimed, and keep it at its sites by a rule."""
     own = {key: getattr(entry, key) for key in ("sha256", "run") if getattr(entry, key)}
     self._annotate(entry.name, {**entry.metadata, **own})
     for site, path in entry.replicas.items():
@@ -272,44 +218,14 @@ def _account(self: RucioCatalog) -> str:
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #53a9413d
 @patch
 def place(self: RucioCatalog, name: str, site: str, path: str, bad: bool = False) -> None:
-    """
-    Note that a replica of a file lies at a site.
-
-    Parameters
-    ----------
-    name, site, path : str
-        Of the file; where it is.
-    bad : bool, default False
-        Whether it turned out to be damaged.
-
-    Raises
-    ------
-    Refused
-        If the user may not do that.
-    """
+    """Note that a replica of a file lies at a site."""
     state = {**_did(name), "state": "U" if bad else "A"}
     self._ask("PUT", "replicas/", json={"rse": site, "files": [state]})
 
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #9ae7a5cf
 @patch
 def annotate(self: RucioCatalog, name: str, **metadata: Any) -> None:
-    """
-    Add metadata to a file, or change them.
-
-    Parameters
-    ----------
-    name : str
-        Of the file.
-    **metadata
-        Name to number, text or bool.
-
-    Raises
-    ------
-    InputError
-        If there is no such file.
-    UsageError
-        If a value is of another kind.
-    """
+    """Add metadata to a file, or change them."""
     check_metadata(check_name(name), metadata)
     self._annotate(name, metadata)
 
@@ -327,24 +243,7 @@ def _replicas(self: RucioCatalog, name: str) -> tuple[dict[str, str], dict[str, 
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #9328e00b
 @patch
 def entry(self: RucioCatalog, name: str) -> Entry:
-    """
-    Give what is known of a file.
-
-    Parameters
-    ----------
-    name : str
-        Its name.
-
-    Returns
-    -------
-    Entry
-        With its replicas.
-
-    Raises
-    ------
-    InputError
-        If there is no such file.
-    """
+    """Give what is known of a file."""
     asked = f"{_address(check_name(name))}/meta"
     own = self._ask("GET", asked, good=(404,))
     if not own.ok or own.json()["did_type"] != "FILE":
@@ -379,26 +278,7 @@ def _search(self: RucioCatalog, kind: str, filters: dict[str, Any], scope: str |
 @patch
 def find(self: RucioCatalog, *conditions: str, scope: str | None = None,
          dataset: str | None = None) -> list[str]:
-    """
-    Find files by what is in them.
-
-    Parameters
-    ----------
-    *conditions : str
-        See `read_conditions`; ``size``, ``owner``, ``run`` and ``created`` can be asked for too.
-    scope, dataset : str, optional
-        Look there only.
-
-    Returns
-    -------
-    list of str
-        Names, sorted.
-
-    Raises
-    ------
-    UsageError
-        If a condition can't be read.
-    """
+    """Find files by what is in them."""
     asked = read_conditions(*conditions)
     if dataset:
         files = self._lines("GET", f"{_address(check_name(dataset))}/files", good=(404,))
@@ -446,21 +326,7 @@ def replicate(self: RucioCatalog, name: str, site: str) -> None:
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #e19f1481
 @patch
 def attach(self: RucioCatalog, dataset: str, *names: str) -> None:
-    """
-    Put files into a dataset, which is made if it doesn't exist.
-
-    Parameters
-    ----------
-    dataset : str
-        Its name.
-    *names : str
-        Of the files.
-
-    Raises
-    ------
-    InputError
-        If there is no such file.
-    """
+    """Put files into a dataset, which is made if it doesn't exist."""
     self._ask("POST", _address(check_name(dataset)), good=(409,), json={"type": "DATASET"})
     new = sorted(set(names) - set(self.find(dataset=dataset)))
     if new:
@@ -475,21 +341,7 @@ def datasets(self: RucioCatalog) -> list[str]:
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #8da4c7bc
 @patch
 def remove(self: RucioCatalog, name: str) -> None:
-    """
-    Let Rucio delete a file, at all sites, as soon as it gets round to it.
-
-    Parameters
-    ----------
-    name : str
-        Of the file.
-
-    Raises
-    ------
-    InputError
-        If there is no such file.
-    Refused
-        If the user may not do that.
-    """
+    """Let Rucio delete a file, at all sites, as soon as it gets round to it."""
     for one in list(self._lines("GET", f"{_address(check_name(name))}/parents")):
         dataset = _address(f"{one['scope']}:{one['name']}")
         self._ask("DELETE", f"{dataset}/dids", json={"dids": [_did(name)]})

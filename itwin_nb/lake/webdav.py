@@ -6,15 +6,13 @@
 __all__ = ['WebDAV']
 
 # %% ../../nbs/lake/04_webdav.ipynb #e86bec16
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import requests
 from fastcore.basics import patch
@@ -22,11 +20,11 @@ from fastcore.basics import patch
 from ..core.errors import InputError, ItwinError, OutputError
 from .catalog import Entry
 from .identity import Token, refusal
-from .sites import BLOCK, Damaged, Refused, Taken, Unreachable, inside
+from .sites import BLOCK, Damaged, Refused, Remote, Unreachable, inside, part_of
 
 # %% ../../nbs/lake/04_webdav.ipynb #9a5b7dd7
 @dataclass(frozen=True)
-class WebDAV:
+class WebDAV(Remote):
     """
     Keep files at a storage element.
 
@@ -41,11 +39,6 @@ class WebDAV:
     patience : float, default 60
         Seconds to wait for an answer.
     """
-
-    url: str
-    token: Token | Callable[[], Token | None] | None = field(default=None, repr=False)
-    authority: str = ""
-    patience: float = 60.0
 
     @cached_property
     def _session(self) -> requests.Session:
@@ -66,11 +59,6 @@ def _address(self: WebDAV, path: str) -> str:
     return f"{_SCHEMES.get(scheme, scheme)}://{place}"
 
 # %% ../../nbs/lake/04_webdav.ipynb #f42a0b4c
-@patch
-def _who(self: WebDAV) -> Token | None:
-    return self.token() if callable(self.token) else self.token
-
-
 @patch
 def _bearer(self: WebDAV, header: str = "Authorization") -> dict[str, str]:
     token = self._who()
@@ -111,50 +99,11 @@ def _ask(self: WebDAV, method: str, path: str, good: Iterable[int] = (), **optio
 
 # %% ../../nbs/lake/04_webdav.ipynb #4c0d1721
 @patch
-def local(self: WebDAV, path: str) -> None:
-    """
-    Say that a file has no place on this machine.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site.
-
-    Returns
-    -------
-    None
-        Always.
-    """
-
-# %% ../../nbs/lake/04_webdav.ipynb #342d2681
-@patch
 def size(self: WebDAV, path: str) -> int:
-    """
-    Give the size of a file.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site.
-
-    Returns
-    -------
-    int
-        In bytes.
-
-    Raises
-    ------
-    InputError
-        If there is no such file.
-    Refused
-        If the site doesn't allow it.
-    Unreachable
-        If the site doesn't answer.
-    """
+    """Give the size of a file."""
     return int(self._ask("HEAD", path).headers["Content-Length"])
 
 # %% ../../nbs/lake/04_webdav.ipynb #aaa8d4cf
-_PAUSES = 0.2, 1.0, 3.0  # seconds
 _PIECE = BLOCK // 8  # what may be lost when the connection breaks
 
 # %% ../../nbs/lake/04_webdav.ipynb #776bd265
@@ -165,45 +114,10 @@ def _rest(self: WebDAV, path: str, start: int, size: int) -> Iterator[bytes]:
         begins = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         if start and not (response.status_code == 206 and begins):
             raise Damaged(f"{self.url} can't continue {path} at byte {start}: fetch it from another site.")
-        yield from response.iter_content(_PIECE)
-
-# %% ../../nbs/lake/04_webdav.ipynb #0b7a1192
-@patch
-def read(self: WebDAV, path: str, start: int = 0) -> Iterator[bytes]:
-    """
-    Give the bytes of a file; continue after a broken connection.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site.
-    start : int, default 0
-        Where to begin.
-
-    Yields
-    ------
-    bytes
-        Up to 128 KiB each.
-
-    Raises
-    ------
-    InputError
-        If there is no such file.
-    Refused
-        If the site doesn't allow it.
-    Unreachable
-        If the connection breaks again and again.
-    """
-    size, pauses = self.size(path), list(_PAUSES)
-    while start < size:
-        with suppress(requests.RequestException, Unreachable):
-            for block in self._rest(path, start, size):
-                start, pauses = start + len(block), list(_PAUSES)
-                yield block
-        if start < size and not pauses:
-            where = f"at byte {start} of {size} of {path}"
-            raise Unreachable(f"{self.url} broke off {where}: try again, or another site.")
-        time.sleep(pauses.pop(0) if start < size else 0)
+        try:
+            yield from response.iter_content(_PIECE)
+        except requests.RequestException as error:
+            raise Unreachable(f"{self.url} broke off in {path}: try again, or another site.") from error
 
 # %% ../../nbs/lake/04_webdav.ipynb #d976e4d5
 @patch
@@ -215,7 +129,7 @@ def _make_folders(self: WebDAV, path: str) -> None:
 @patch
 @contextmanager
 def _named(self: WebDAV, path: str) -> Iterator[str]:
-    part = str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.{uuid4().hex[:8]}"))
+    part = part_of(path)
     self._make_folders(path)
     try:
         yield part
@@ -232,11 +146,6 @@ def _rename(self: WebDAV, part: str, path: str) -> None:
     if self._ask("MOVE", part, headers=target, good=(409, 412)).status_code in (409, 412):
         raise self._taken(path)
 
-# %% ../../nbs/lake/04_webdav.ipynb #4a35a765
-@patch
-def _taken(self: WebDAV, path: str) -> Taken:
-    return Taken(f"{self.url} has a file {path} already: choose another name.")
-
 # %% ../../nbs/lake/04_webdav.ipynb #1c657264
 class _Body:
     def __init__(self, blocks: Iterable[bytes], size: int) -> None:
@@ -252,32 +161,7 @@ class _Body:
 @patch
 def write(self: WebDAV, path: str, blocks: Iterable[bytes], size: int,
           claim: Callable[[], None] = lambda: None) -> None:
-    """
-    Write a new file, whole or not at all.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site; folders are made.
-    blocks : iterable of bytes
-        Its content. If this raises an error, nothing is left.
-    size : int
-        How many bytes it has.
-    claim : callable, optional
-        Called when all bytes are there, and before the file gets its name; if it raises an error, nothing is
-        left.
-
-    Raises
-    ------
-    Taken
-        If there's a file of that name.
-    OutputError
-        If there is no space.
-    Refused
-        If the site doesn't allow it.
-    Unreachable
-        If it doesn't answer.
-    """
+    """Write a new file, whole or not at all."""
     if self._ask("HEAD", path, good=(404,)).ok:
         raise self._taken(path)
     with self._named(path) as part:
@@ -296,21 +180,7 @@ def _upload(self: WebDAV, part: str, body: _Body | bytes) -> None:
 # %% ../../nbs/lake/04_webdav.ipynb #03ac738e
 @patch
 def delete(self: WebDAV, path: str) -> None:
-    """
-    Delete a file, if it's there.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site.
-
-    Raises
-    ------
-    Refused
-        If the site doesn't allow it.
-    Unreachable
-        If it doesn't answer.
-    """
+    """Delete a file, if it's there."""
     self._ask("DELETE", path, good=(404,))
 
 # %% ../../nbs/lake/04_webdav.ipynb #46802254

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from time import sleep
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +26,7 @@ from fastcore.basics import patch
 
 from ..core.errors import InputError, ItwinError, OutputError, UsageError, require
 from .identity import Token, find_token, refusal
-from .sites import BLOCK, Refused, Taken, Unreachable, inside
+from .sites import BLOCK, Refused, Remote, Unreachable, inside, part_of
 
 # %% ../../nbs/lake/14_xrootd.ipynb #6b444447
 _HASTE = {"ConnectionRetry": 1, "StreamErrorWindow": 0, "TimeoutResolution": 1}
@@ -75,7 +74,7 @@ class _Pass:
 
 # %% ../../nbs/lake/14_xrootd.ipynb #d9a6733d
 @dataclass(frozen=True)
-class XRootD:
+class XRootD(Remote):
     """
     Keep files at a storage element that speaks XRootD.
 
@@ -92,10 +91,6 @@ class XRootD:
         Seconds to wait for an answer.
     """
 
-    url: str
-    token: Token | Callable[[], Token | None] | None = field(default=None, repr=False)
-    authority: str = ""
-    patience: float = 60.0
     _pass: _Pass = field(default_factory=_Pass, init=False, repr=False, compare=False)
 
     @cached_property
@@ -111,8 +106,7 @@ def _secure(self: XRootD) -> bool:
 
 @patch
 def _who(self: XRootD) -> Token | None:
-    token = self.token if self._secure else None
-    return token() if callable(token) else token
+    return Remote._who(self) if self._secure else None
 
 
 @patch
@@ -162,11 +156,6 @@ def _refused(self: XRootD, action: str, path: str, at_login: bool) -> Refused:
         return Refused(refusal(token, action, place, self.url))
     return Refused(f"{self.url} doesn't let you {action} {place}: {reason}.")
 
-
-@patch
-def _taken(self: XRootD, path: str) -> Taken:
-    return Taken(f"{self.url} has a file {path} already: choose another name.")
-
 # %% ../../nbs/lake/14_xrootd.ipynb #675ef5de
 @patch
 def _good(self: XRootD, answer: tuple[Any, Any], action: str, path: str) -> Any:
@@ -207,46 +196,8 @@ def _file(self: XRootD, action: str, path: str, part: str = "", **options: int) 
 
 # %% ../../nbs/lake/14_xrootd.ipynb #85f502fc
 @patch
-def local(self: XRootD, path: str) -> None:
-    """
-    Say that a file has no place on this machine.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site.
-
-    Returns
-    -------
-    None
-        Always.
-    """
-
-# %% ../../nbs/lake/14_xrootd.ipynb #2b280f0a
-@patch
 def size(self: XRootD, path: str) -> int:
-    """
-    Give the size of a file.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site.
-
-    Returns
-    -------
-    int
-        In bytes.
-
-    Raises
-    ------
-    InputError
-        If there is no such file.
-    Refused
-        If the site doesn't allow it.
-    Unreachable
-        If the site doesn't answer.
-    """
+    """Give the size of a file."""
     return self._ask("read", "stat", path).size
 
 # %% ../../nbs/lake/14_xrootd.ipynb #8bfeeb9e
@@ -280,9 +231,6 @@ def _first(sent: deque[tuple[Future, Callable[..., Any]]]) -> tuple[Any, Any]:
     return answer
 
 # %% ../../nbs/lake/14_xrootd.ipynb #29101e64
-_PAUSES = 0.2, 1.0, 3.0  # seconds
-
-
 @patch
 def _rest(self: XRootD, path: str, start: int, size: int) -> Iterator[bytes]:
     with self._file("read", path) as file:
@@ -292,44 +240,6 @@ def _rest(self: XRootD, path: str, start: int, size: int) -> Iterator[bytes]:
             yield block
             if len(block) < BLOCK:
                 return
-
-# %% ../../nbs/lake/14_xrootd.ipynb #98cf2956
-@patch
-def read(self: XRootD, path: str, start: int = 0) -> Iterator[bytes]:
-    """
-    Give the bytes of a file; continue after a broken connection.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site.
-    start : int, default 0
-        Where to begin.
-
-    Yields
-    ------
-    bytes
-        Up to 1 MiB each.
-
-    Raises
-    ------
-    InputError
-        If there is no such file.
-    Refused
-        If the site doesn't allow it.
-    Unreachable
-        If the connection breaks again and again.
-    """
-    size, pauses = self.size(path), list(_PAUSES)
-    while start < size:
-        with suppress(Unreachable):
-            for block in self._rest(path, start, size):
-                start, pauses = start + len(block), list(_PAUSES)
-                yield block
-        if start < size and not pauses:
-            where = f"at byte {start} of {size} of {path}"
-            raise Unreachable(f"{self.url} broke off {where}: try again, or another site.")
-        sleep(pauses.pop(0) if start < size else 0)
 
 # %% ../../nbs/lake/14_xrootd.ipynb #db22bfda
 @patch
@@ -342,7 +252,7 @@ def _check_free(self: XRootD, path: str) -> None:
 @patch
 @contextmanager
 def _named(self: XRootD, path: str) -> Iterator[str]:
-    part = str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.{uuid4().hex[:8]}"))
+    part = part_of(path)
     self._check_free(path)
     try:
         yield part
@@ -373,32 +283,7 @@ def _fill(self: XRootD, part: str, path: str, blocks: Iterable[bytes]) -> None:
 @patch
 def write(self: XRootD, path: str, blocks: Iterable[bytes], size: int,
           claim: Callable[[], None] = lambda: None) -> None:
-    """
-    Write a new file, whole or not at all.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site; folders are made.
-    blocks : iterable of bytes
-        Its content. If this raises an error, nothing is left.
-    size : int
-        How many bytes it has.
-    claim : callable, optional
-        Called when all bytes are there, and before the file gets its name; if it raises an error, nothing is
-        left.
-
-    Raises
-    ------
-    Taken
-        If there's a file of that name.
-    OutputError
-        If there is no space, or not all bytes are there.
-    Refused
-        If the site doesn't allow it.
-    Unreachable
-        If it doesn't answer.
-    """
+    """Write a new file, whole or not at all."""
     with self._named(path) as part:
         self._fill(part, path, blocks)
         if (there := self._ask("write", "stat", part).size) != size:
@@ -408,20 +293,6 @@ def write(self: XRootD, path: str, blocks: Iterable[bytes], size: int,
 # %% ../../nbs/lake/14_xrootd.ipynb #ac15277a
 @patch
 def delete(self: XRootD, path: str) -> None:
-    """
-    Delete a file, if it's there.
-
-    Parameters
-    ----------
-    path : str
-        Its path at the site.
-
-    Raises
-    ------
-    Refused
-        If the site doesn't allow it.
-    Unreachable
-        If it doesn't answer.
-    """
+    """Delete a file, if it's there."""
     with suppress(InputError):
         self._ask("delete", "rm", path)
