@@ -162,7 +162,7 @@ class _Body:
 def write(self: WebDAV, path: str, blocks: Iterable[bytes], size: int,
           claim: Callable[[], None] = lambda: None) -> None:
     """Write a new file, whole or not at all."""
-    if self._ask("HEAD", path, good=(404,)).ok:
+    if self._ask("HEAD", path, good=(401, 403, 404)).ok:  # who may not read may still write
         raise self._taken(path)
     with self._named(path) as part:
         self._upload(part, _Body(blocks, size) if size else b"")
