@@ -23,6 +23,8 @@ def main():
         "issuer": settings["ISSUER"],
         "client": "lake-cli",
         "short_client": "lake-short",
+        "agent_client": "lake-agent",
+        "agent_secret": settings["SECRET"],
         "audience": settings["AUDIENCE"],
         "scopes": f"{SCOPES} {STORAGE}",
         "rucio": f"https://{place('RUCIO')}",

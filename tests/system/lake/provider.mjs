@@ -41,6 +41,7 @@ const provider = new Provider(ISSUER, {
   clients: [
     person('lake-cli'),
     person('lake-short'),
+    { ...person('lake-agent'), token_endpoint_auth_method: 'client_secret_basic', client_secret: SECRET }, // for oidc-agent
     { client_id: 'rucio', client_secret: SECRET, grant_types: ['client_credentials'], response_types: [], redirect_uris: [] },
   ],
   jwks: JSON.parse(read('provider/jwks.json')),
