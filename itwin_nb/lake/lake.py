@@ -129,7 +129,7 @@ class Lake:
     @cached_property
     def sites(self) -> dict[str, Site]:
         """Name to site, the nearest one first."""
-        places = self.settings.get("sites") or self.catalog.sites()
+        places = self.settings.get("sites") or self.catalog.sites
         return {name: make_site(place, self.identity, self.authority) for name, place in places.items()}
 
 # %% ../../nbs/lake/06_lake.ipynb #d95ec827
@@ -337,14 +337,11 @@ def _run_of(folder: Path) -> str:
 @patch
 def _known(self: Lake, path: Path, name: str) -> Entry | None:
     try:
-        known = self.catalog.entry(name)
-    except InputError:
+        self.catalog.check_free(name)
         return None
-    return known if replace(known, **_sums(describe(path, name))) == known else None
-
-
-def _sums(entry: Entry) -> dict[str, Any]:
-    return {"size": entry.size, "adler32": entry.adler32}
+    except UsageError:
+        known, here = self.catalog.entry(name), describe(path, name)
+    return known if (known.size, known.adler32) == (here.size, here.adler32) else None
 
 # %% ../../nbs/lake/06_lake.ipynb #b0840988
 @patch

@@ -56,6 +56,17 @@ class RucioCatalog(Catalog):
         session.verify, session.trust_env = self.authority or True, False
         return session
 
+    @cached_property
+    def _account(self) -> str:
+        return self._ask("GET", "accounts/whoami").json()["account"]
+
+    @cached_property
+    def sites(self) -> dict[str, str]:
+        """Name of a site to its address, of those that are reached by WebDAV or lie on this machine."""
+        names = [one["rse"] for one in self._lines("GET", "rses/")]
+        places = {name: _place(self._ask("GET", f"rses/{name}").json()["protocols"]) for name in names}
+        return {name: place for name, place in places.items() if place}
+
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #5e818376
 @patch
 def _ask(self: RucioCatalog, method: str, path: str, good: tuple[int, ...] = (),
@@ -114,21 +125,6 @@ def _lines(self: RucioCatalog, method: str, path: str, **options: Any) -> Iterat
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #842cc691
 _OURS = "davs", "https", "file"
 
-
-@patch
-def sites(self: RucioCatalog) -> dict[str, str]:
-    """
-    List the sites with their addresses.
-
-    Returns
-    -------
-    dict
-        Name to address; those that are reached by WebDAV or lie on this machine.
-    """
-    names = [one["rse"] for one in self._lines("GET", "rses/")]
-    places = {name: _place(self._ask("GET", f"rses/{name}").json()["protocols"]) for name in names}
-    return {name: place for name, place in places.items() if place}
-
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #a90d6e31
 def _place(protocols: list[dict]) -> str:
     for one in sorted(protocols, key=lambda one: one["domains"]["wan"].get("read") or 99):
@@ -141,20 +137,13 @@ def _place(protocols: list[dict]) -> str:
 @patch
 def new_path(self: RucioCatalog, name: str, site: str) -> str:
     """Ask where a file is to lie at a site."""
-    asked = {"lfn": check_name(name), "scheme": urlsplit(self._places[site]).scheme, "operation": "write"}
+    asked = {"lfn": check_name(name), "scheme": urlsplit(self.sites[site]).scheme, "operation": "write"}
     return self._path(site, self._ask("GET", f"rses/{site}/lfns2pfns", params=asked).json()[name])
 
 
 @patch
 def _path(self: RucioCatalog, site: str, address: str) -> str:
-    return urlsplit(address).path.removeprefix(urlsplit(self._places[site]).path).lstrip("/")
-
-
-@patch(as_prop=True)
-def _places(self: RucioCatalog) -> dict[str, str]:
-    if "known" not in vars(self):
-        vars(self)["known"] = self.sites()
-    return vars(self)["known"]
+    return urlsplit(address).path.removeprefix(urlsplit(self.sites[site]).path).lstrip("/")
 
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #5e9923e3
 def _did(name: str) -> dict[str, str]:
@@ -210,11 +199,6 @@ def _rule(self: RucioCatalog, name: str, site: str) -> str:
     rules = self._lines("GET", f"{_address(name)}/rules")
     return next(one["id"] for one in rules if one["rse_expression"] == site)
 
-
-@patch(as_prop=True)
-def _account(self: RucioCatalog) -> str:
-    return self._ask("GET", "accounts/whoami").json()["account"]
-
 # %% ../../nbs/lake/10_rucio_catalog.ipynb #53a9413d
 @patch
 def place(self: RucioCatalog, name: str, site: str, path: str, bad: bool = False) -> None:
@@ -236,7 +220,7 @@ def _replicas(self: RucioCatalog, name: str) -> tuple[dict[str, str], dict[str, 
     (found,), good, bad = self._lines("POST", "replicas/list", json=asked), {}, {}
     kinds = {"AVAILABLE": good, "UNAVAILABLE": bad, "BAD": bad, "SUSPICIOUS": bad}
     for site, addresses in found["rses"].items():
-        if site in self._places and addresses and found["states"][site] in kinds:
+        if site in self.sites and addresses and found["states"][site] in kinds:
             kinds[found["states"][site]][site] = self._path(site, addresses[0])
     return good, bad
 
