@@ -78,7 +78,7 @@ def ls(context: click.Context, name: str | None) -> None:
     if name is None:
         click.echo("\n".join(lake.catalog.datasets()))
     elif ":" in name:
-        _print_entries(lake, lake.find(dataset=name) or [lake.catalog.entry(name).name])
+        _print_entries(lake, lake.files(name))
     else:
         _print_entries(lake, lake.find(scope=name))
 
@@ -118,7 +118,7 @@ def put(context: click.Context, path: str, name: str, site: str | None, metadata
 def get(context: click.Context, name: str, target: str) -> None:
     """Get the file NAME into TARGET (a file, or a folder that exists); or a dataset into a folder."""
     lake = _lake(context)
-    if name in lake.catalog.datasets():
+    if lake.find(dataset=name):
         click.echo(f"{len(lake.get_folder(name, target))} files are in {target}.")
     else:
         click.echo(os.path.relpath(lake.get(name, target)))
@@ -138,11 +138,11 @@ def replicate(context: click.Context, name: str, site: str) -> None:
 def verify(context: click.Context, names: tuple[str, ...], repair: bool) -> None:
     """Read every replica of the files or datasets NAME, and repair damaged ones."""
     lake, rows = _lake(context), []
-    for name in [one for name in names for one in lake.find(dataset=name) or [name]]:
+    for name in [one for name in names for one in lake.files(name)]:
         rows += [(name, site, state) for site, state in lake.verify(name, repair).items()]
     click.echo(_columns([("name", "site", "state"), *rows], indent=""))
     if bad := [row for row in rows if row[2] not in ("good", "repaired")]:
-        raise ItwinError(f"{len(bad)} replicas aren't good: see the lines above.")
+        raise ItwinError(f"Bad replicas: {len(bad)} of {len(rows)}, see the lines above.")
 
 # %% ../nbs/cli_lake.ipynb #afd4204c
 @_command("rm", "Delete files.")

@@ -506,8 +506,7 @@ def replicate(self: Lake, name: str, site: str) -> None:
 # %% ../../nbs/lake/06_lake.ipynb #39671fe4
 @patch
 def _replicate(self: Lake, name: str, site: str) -> None:
-    names = self.catalog.find(dataset=check_name(name)) or [name]
-    for one in tqdm(names, name, delay=1, leave=False):
+    for one in tqdm(self.files(name), name, delay=1, leave=False):
         entry = self.catalog.entry(one)
         if site not in entry.replicas:
             self._copy(entry, site)
@@ -624,6 +623,31 @@ def find(self: Lake, *conditions: str, scope: str | None = None, dataset: str | 
     """
     self._permit("read")
     return self.catalog.find(*conditions, scope=scope, dataset=dataset)
+
+# %% ../../nbs/lake/06_lake.ipynb #cd7fd32d
+@patch
+def files(self: Lake, name: str) -> list[str]:
+    """
+    Name the files of a dataset; of a file, itself.
+
+    Parameters
+    ----------
+    name : str
+        Of the dataset or file.
+
+    Returns
+    -------
+    list of str
+        Names, sorted.
+
+    Raises
+    ------
+    UsageError
+        If it's not ``scope:name``.
+    Refused
+        If the user may not read here.
+    """
+    return self.find(dataset=check_name(name)) or [name]
 
 # %% ../../nbs/lake/06_lake.ipynb #6e014759
 @patch
