@@ -8,6 +8,7 @@ __all__ = ['DISPERSION', 'RAYS', 'FINEST', 'Medium', 'dispersion_delay', 'galact
 # %% ../../nbs/radio/01_ism.ipynb #41e05241
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from fastcore.basics import patch
@@ -15,6 +16,15 @@ from fastcore.basics import patch
 from ..core.errors import UsageError
 
 # %% ../../nbs/radio/01_ism.ipynb #aa5bbb53
+_NOT_NEGATIVE = ("dm", "tau_s", "scintillation_time_s", "reference_mhz")
+
+
+def _check(one: Any) -> None:
+    for name in _NOT_NEGATIVE:
+        if not 0 <= getattr(one, name) < math.inf:
+            raise UsageError(f"{name} is {getattr(one, name)}: give a number that isn't negative.")
+
+# %% ../../nbs/radio/01_ism.ipynb #af8037a9
 @dataclass(frozen=True)
 class Medium:
     """
@@ -22,16 +32,14 @@ class Medium:
 
     Parameters
     ----------
-    dm : float
-        Dispersion measure, pc/cm^3.
-    rm : float
-        Rotation measure, rad/m^2.
-    tau_s : float
-        Decay time of the scattering tail at `reference_mhz`, s; 0 for none.
-    scattering_index : float
-        Power of the frequency with which `tau_s` goes: -4.4 for Kolmogorov turbulence, -4 for a Gaussian screen.
+    dm, rm : float
+        Dispersion measure, pc/cm^3; rotation measure, rad/m^2.
+    tau_s, scattering_index : float
+        Decay time of the scattering tail at `reference_mhz`, s, 0 for none; power of the frequency with
+        which it goes: -4.4 for Kolmogorov turbulence, -4 for a Gaussian screen.
     scintillation_time_s : float
-        Time in which the intensity's autocorrelation falls to 1/e at `reference_mhz`, s; 0 for no scintillation.
+        Time in which the intensity's autocorrelation falls to 1/e at `reference_mhz`, s; 0 for no
+        scintillation.
     reference_mhz : float
         Frequency for which the times are given, MHz.
 
@@ -47,16 +55,12 @@ class Medium:
     scattering_index: float = -4.4
     scintillation_time_s: float = 0.0
     reference_mhz: float = 1000.0
-
-    def __post_init__(self) -> None:
-        for name in ("dm", "tau_s", "scintillation_time_s", "reference_mhz"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}: give a number that isn't negative.")
+    __post_init__ = _check
 
 # %% ../../nbs/radio/01_ism.ipynb #111620ec
 DISPERSION = 1 / 2.41e-4
 
-
+# %% ../../nbs/radio/01_ism.ipynb #c51da0f6
 def dispersion_delay(dm: float, frequency_mhz: np.ndarray | float) -> np.ndarray | float:
     """
     Compute how much later than at infinite frequency a signal arrives.
@@ -118,7 +122,7 @@ def scattering_s(self: Medium, frequency_mhz: np.ndarray | float) -> np.ndarray 
     """
     return self.tau_s * (frequency_mhz / self.reference_mhz) ** self.scattering_index
 
-
+# %% ../../nbs/radio/01_ism.ipynb #0bf9dc5f
 def galactic_scattering(dm: float) -> float:
     """
     Estimate the scattering time at 1 GHz from the dispersion measure.
@@ -144,7 +148,7 @@ def galactic_scattering(dm: float) -> float:
 @patch
 def scintillation_bandwidth_mhz(self: Medium, frequency_mhz: np.ndarray | float) -> np.ndarray | float:
     """
-    Compute the frequency over which scintillation decorrelates (half width at half maximum).
+    Compute the frequency over which scintillation decorrelates.
 
     Parameters
     ----------
@@ -164,9 +168,6 @@ def scintillation_bandwidth_mhz(self: Medium, frequency_mhz: np.ndarray | float)
         return 1e-6 / (2 * np.pi * np.asarray(self.scattering_s(frequency_mhz)))
 
 # %% ../../nbs/radio/01_ism.ipynb #3e4de1c4
-RAYS = 256
-
-
 @dataclass(frozen=True)
 class Screen:
     """
@@ -176,10 +177,8 @@ class Screen:
     ----------
     medium : Medium
         The line of sight.
-    frequencies_mhz : tuple of float
-        Centres of the channels, MHz.
-    width_mhz : float
-        Width of a channel, MHz.
+    frequencies_mhz, width_mhz : tuple of float, float
+        Centres of the channels, and the width of each, MHz.
     seed : int
         Random numbers: the same seed gives the same screen.
     """
@@ -189,8 +188,13 @@ class Screen:
     width_mhz: float
     seed: int
 
-    def _rays(self) -> np.ndarray:
-        return np.random.default_rng([self.seed, 1]).standard_normal((2, RAYS))
+# %% ../../nbs/radio/01_ism.ipynb #23ac8094
+RAYS = 256
+
+
+@patch
+def _rays(self: Screen) -> np.ndarray:
+    return np.random.default_rng([self.seed, 1]).standard_normal((2, RAYS))
 
 # %% ../../nbs/radio/01_ism.ipynb #101e70a8
 @patch
@@ -204,20 +208,29 @@ def _phases(self: Screen, frequency_mhz: np.ndarray) -> tuple[np.ndarray, np.nda
     return phase.astype(np.float32), rate.astype(np.float32)
 
 # %% ../../nbs/radio/01_ism.ipynb #a28f26c2
-FINEST = 32
-
-
 def _intensity(phases: np.ndarray, rates: np.ndarray, time_s: float) -> np.ndarray:
     angles = phases + rates * np.float32(time_s)
     return RAYS * (np.cos(angles).mean(axis=1) ** 2 + np.sin(angles).mean(axis=1) ** 2)
 
 # %% ../../nbs/radio/01_ism.ipynb #2e6601da
 def _averaged_variance(widths: np.ndarray) -> np.ndarray:
-    """Variance of the mean of an intensity over `widths` half widths of its Lorentzian autocorrelation."""
     widths = np.maximum(widths, 1e-6)
     return (2 * np.arctan(widths) - np.log1p(widths**2) / widths) / widths
 
+# %% ../../nbs/radio/01_ism.ipynb #95ffef52
+FINEST = 32
 
+
+@patch
+def _sampled(self: Screen, times_s: np.ndarray, count: int) -> np.ndarray:
+    """Intensity [time, channel], averaged over `count` frequencies of each channel."""
+    centres = np.asarray(self.frequencies_mhz)[:, None]
+    fine = centres + self.width_mhz * ((np.arange(count) + 0.5) / count - 0.5)
+    phases = self._phases(fine.ravel())
+    sampled = np.stack([_intensity(*phases, time) for time in times_s])
+    return sampled.reshape(len(times_s), len(centres), count).mean(axis=2)
+
+# %% ../../nbs/radio/01_ism.ipynb #30e9e0dc
 @patch
 def gain(self: Screen, times_s: np.ndarray) -> np.ndarray:
     """
@@ -238,12 +251,8 @@ def gain(self: Screen, times_s: np.ndarray) -> np.ndarray:
         return np.ones((len(times_s), len(centres)))
     widths = self.width_mhz / self.medium.scintillation_bandwidth_mhz(centres)
     count = int(np.clip(np.ceil(2 * widths.max()), 1, FINEST))
-    fine = centres[:, None] + self.width_mhz * ((np.arange(count) + 0.5) / count - 0.5)
-    phases = self._phases(fine.ravel())
-    sampled = np.stack([_intensity(*phases, time) for time in times_s])
-    sampled = sampled.reshape(len(times_s), len(centres), count).mean(axis=2)
     spread = np.sqrt(np.minimum(1, _averaged_variance(widths) * count))
-    return 1 + (sampled - 1) * np.where(widths * 2 > FINEST, spread, 1)
+    return 1 + (self._sampled(times_s, count) - 1) * np.where(widths * 2 > FINEST, spread, 1)
 
 # %% ../../nbs/radio/01_ism.ipynb #b6d31d5c
 @patch

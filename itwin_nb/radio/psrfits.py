@@ -86,9 +86,8 @@ _FORMATS = {16: "I", 32: "E"}
 
 def _data_column(header: Header, nsblk: int) -> fits.Column:
     letter, times = _FORMATS.get(header.nbits, "B"), nsblk * min(header.nbits, 8) // 8
-    shape = f"(1,{header.nchans},{header.npol},{times})"
-    zero = 32768 if header.nbits == 16 else None
-    return fits.Column("DATA", f"{header.nchans * header.npol * times}{letter}", "Jy", bzero=zero, dim=shape)
+    shape = f"({header.nchans},{header.npol},{times})"
+    return fits.Column("DATA", f"{header.nchans * header.npol * times}{letter}", "Jy", dim=shape)
 
 # %% ../../nbs/radio/08_psrfits.ipynb #f7968696
 def _subint_keys(header: Header, **others: Any) -> dict[str, Any]:
@@ -123,7 +122,7 @@ def _layout(header: Header, n_samples: int) -> _Layout:
     columns = fits.ColDefs([*_lead_columns(header), _data_column(header, nsblk)])
     table = fits.BinTableHDU.from_columns(columns, nrows=0)
     keys = {"NAXIS2": rows, "NBITS": header.nbits, "TBIN": header.tsamp_s, "NSBLK": nsblk, "NSTOT": n_samples}
-    table.header.update(_subint_keys(header, **keys))
+    table.header.update(_subint_keys(header, SIGNINT=int(header.nbits == 16), **keys))
     primary = _primary(header, "SEARCH", n_samples * header.tsamp_s)
     head = (primary.header.tostring() + table.header.tostring()).encode("ascii")
     lead = fits.ColDefs(_lead_columns(header)).dtype.newbyteorder(">")
@@ -168,6 +167,7 @@ def _frame(self: PsrfitsWriter) -> Iterator[tuple[int, Any]]:
     lead["TSUBINT"], lead["DAT_FREQ"] = length, self.header.frequencies_mhz
     lead["RA_SUB"], lead["DEC_SUB"] = self.header.ra_deg, self.header.dec_deg
     lead["DAT_WTS"] = lead["DAT_SCL"] = 1
+    lead["DAT_OFFS"] = 32768 if self.header.nbits == 16 else 0
     yield 0, layout.head
     for row in range(layout.rows):
         lead["OFFS_SUB"] = (row + 0.5) * length
@@ -193,10 +193,20 @@ class _Stored:
     signed: bool
     zero: float
 
+    @property
+    def middle(self) -> int:
+        return 2 ** (self.nbits - 1) if self.signed else 0
+
     def decode(self, raw: np.ndarray) -> np.ndarray:
         if self.letter == "I":
-            return raw.view(">i2") if self.signed else raw.view(">u2") ^ 0x8000
-        return raw.view(np.int8) if self.signed else unpack(raw, self.nbits, big_endian=True)
+            return raw.view(">u2") ^ 0x8000
+        return raw ^ 0x80 if self.signed else unpack(raw, self.nbits, big_endian=True)
+
+# %% ../../nbs/radio/08_psrfits.ipynb #dea4419b
+@patch
+def is_plain(self: _Stored, lead: Mapping[str, np.ndarray]) -> bool:
+    scale, offset = lead.get("DAT_SCL", 1), lead.get("DAT_OFFS", 0)
+    return bool(self.zero == 0 and np.all(scale == 1) and np.all(offset == self.middle))
 
 # %% ../../nbs/radio/08_psrfits.ipynb #bc72c4ff
 def _stored(table: fits.BinTableHDU) -> _Stored:
@@ -305,8 +315,7 @@ def _understand(self: Psrfits) -> None:
         primary, table = _open_table(file, "SEARCH")
         self._locate(table)
         lead = self._lead(0)
-        plain = self._stored.zero == 0 and not self._stored.signed and _is_plain(lead)
-        nbits = self._stored.nbits if plain else 32
+        nbits = self._stored.nbits if self._stored.is_plain(lead) else 32
         self.header = _header(primary, table.header, lead["DAT_FREQ"], nbits)
 
 # %% ../../nbs/radio/08_psrfits.ipynb #ebe84c35
@@ -338,10 +347,6 @@ def _lead(self: Psrfits, row: int) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(raw, kind.base, kind.itemsize // kind.base.itemsize, at).astype(float)
             for name, (kind, at) in fields.items()}
 
-
-def _is_plain(lead: Mapping[str, np.ndarray]) -> bool:
-    return bool(np.all(lead.get("DAT_SCL", 1) == 1) and np.all(lead.get("DAT_OFFS", 0) == 0))
-
 # %% ../../nbs/radio/08_psrfits.ipynb #77a39b34
 @patch(as_prop=True)
 def n_samples(self: Psrfits) -> int:
@@ -370,14 +375,15 @@ def _part(self: Psrfits, row: int, first: int, count: int) -> np.ndarray:
     at = self._start + row * self._row.itemsize + self._within + first * self._size
     raw = np.fromfile(self.path, np.uint8, count * self._size, offset=at)
     block, lead = self._stored.decode(raw).reshape(self._shape(count)), self._lead(row)
-    if block.dtype == self.header.dtype and _is_plain(lead):
+    if block.dtype == self.header.dtype and self._stored.is_plain(lead):
         return block
     if self.header.nbits != 32:
         raise InputError(f"its row {row} has scales or offsets, but its first row hasn't")
     shape = self._shape(1)[1:]
     scale, offset = (np.broadcast_to(lead.get(key, value), np.prod(shape)).reshape(shape)
                      for key, value in (("DAT_SCL", 1.0), ("DAT_OFFS", 0.0)))
-    return ((block - self._stored.zero) * scale + offset).astype(np.float32)
+    zero = self._stored.middle + self._stored.zero
+    return ((block - zero) * scale + offset).astype(np.float32)
 
 # %% ../../nbs/radio/08_psrfits.ipynb #188279c4
 def _quantised(profiles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -110,7 +110,7 @@ class Payload(Recording):
         self.path, payload = Path(path), read_payload(path)
         self._power = payload.values[:, None].astype(np.float32)
         with reading(path):
-            step = _step(payload.phase.values, "phases") / 360 * period_s
+            step = _step(payload.phase.values, "phases") * period_s / 360
             first, offset = float(payload.frequency[0]), _step(payload.frequency.values, "frequencies")
             self.header = Header(first, offset, payload.sizes["frequency"], step, nbits=32)
 

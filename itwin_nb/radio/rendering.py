@@ -7,7 +7,7 @@ __all__ = ['POSITIONS', 'noise_table', 'pulse', 'Templates', 'make_templates', '
 
 # %% ../../nbs/radio/05_rendering.ipynb #2d1f95bf
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ def _mixed(z):
     z = (z ^ (z >> uint64(27))) * uint64(0x94D049BB133111EB)
     return z ^ (z >> uint64(31))
 
-
+# %% ../../nbs/radio/05_rendering.ipynb #422480e3
 @njit(cache=True)
 def _words(key, first, words):
     for i in range(len(words)):
@@ -38,7 +38,6 @@ def _words(key, first, words):
 # %% ../../nbs/radio/05_rendering.ipynb #cc3d765d
 _MANTISSA = 5
 _SHIFT = 23 - _MANTISSA
-_REST = uint32((1 << _SHIFT) - 1)
 
 
 def _quantile_table(distribution: Any) -> np.ndarray:
@@ -52,7 +51,7 @@ def _quantile_table(distribution: Any) -> np.ndarray:
         table[sign, 159, :, 0] = value[-1, -1]
     return table.reshape(-1, 2)
 
-
+# %% ../../nbs/radio/05_rendering.ipynb #57800e20
 @lru_cache
 def noise_table(order: float) -> np.ndarray:
     """
@@ -66,14 +65,17 @@ def noise_table(order: float) -> np.ndarray:
     Returns
     -------
     ndarray [bin, 2], float32
-        Value at the bin's beginning, and slope per unit of the bits that aren't in its number; divided by sqrt(k).
+        Value at the bin's beginning, and slope per unit of the bits that aren't in its number; over
+        sqrt(k).
     """
     return _quantile_table(stats.gamma(order, scale=1 / math.sqrt(order)))
 
-# %% ../../nbs/radio/05_rendering.ipynb #57800e20
+# %% ../../nbs/radio/05_rendering.ipynb #34d15483
+_REST = uint32((1 << _SHIFT) - 1)
+
+
 @njit(cache=True, nogil=True, fastmath=True)
 def _numbers(key, first, table, numbers):
-    """Fill a row with Gamma numbers; `first` is the place of its first word, each of which makes two of them."""
     half = len(numbers) // 2
     words = np.empty(half, np.uint64)
     _words(key, first, words)
@@ -85,20 +87,19 @@ def _numbers(key, first, table, numbers):
         numbers[i] = table[bin_, 0] + table[bin_, 1] * np.float32(np.int32(rest))
 
 # %% ../../nbs/radio/05_rendering.ipynb #9559b0d0
-def _modified(x: np.ndarray, sigma: np.ndarray, tau: np.ndarray) -> np.ndarray:
-    """Density of a Gaussian convolved with an exponential; the scaled erfc keeps it finite."""
+def _modified(x: np.ndarray, sigma: float, tau: float) -> np.ndarray:
     z, u = x / sigma, (sigma / tau - x / sigma) / math.sqrt(2)
     near = np.exp(-z * z / 2) * special.erfcx(np.maximum(u, -5))
     far = np.exp(np.minimum(sigma**2 / (2 * tau**2) - x / tau, 700)) * special.erfc(u)
     return np.where(u > -5, near, far) / (2 * tau)
 
-
-def _integral(x: np.ndarray, sigma: np.ndarray, tau: np.ndarray) -> np.ndarray:
+# %% ../../nbs/radio/05_rendering.ipynb #7d182e1c
+def _integral(x: np.ndarray, sigma: float, tau: float) -> np.ndarray:
     cumulative = special.ndtr(x / sigma)
     gaussian = x * cumulative + sigma * np.exp(-((x / sigma) ** 2) / 2) / math.sqrt(2 * math.pi)
     return gaussian - tau * (cumulative - tau * _modified(x, sigma, tau))
 
-# %% ../../nbs/radio/05_rendering.ipynb #33859d62
+# %% ../../nbs/radio/05_rendering.ipynb #5d67cb30
 def pulse(x_s: np.ndarray, tsamp_s: float, sigma_s: float, smearing_s: float, tau_s: float) -> np.ndarray:
     """
     Compute what a sample holds of a pulse of unit fluence.
@@ -107,23 +108,15 @@ def pulse(x_s: np.ndarray, tsamp_s: float, sigma_s: float, smearing_s: float, ta
     ----------
     x_s : ndarray
         Beginning of the sample, seconds after the centre of the unscattered pulse.
-    tsamp_s : float
-        Length of a sample, s.
-    sigma_s : float
-        Standard deviation of the pulse, s.
-    smearing_s : float
-        Time over which dispersion within the channel smears it, s.
-    tau_s : float
-        Decay time of the scattering tail, s.
+    tsamp_s, sigma_s : float
+        Length of a sample, and standard deviation of the pulse, s.
+    smearing_s, tau_s : float
+        Time over which dispersion within the channel smears it, and decay time of its scattering tail, s.
 
     Returns
     -------
     ndarray
         Mean density of fluence in the sample, 1/s.
-
-    References
-    ----------
-    McKinnon 2014, PASP 126, 476, doi:10.1086/676975: scattered Gaussian pulses in closed form.
     """
     least = 1e-3 * tsamp_s
     sigma, tau, half = max(sigma_s, least), max(tau_s, least), max(smearing_s, least) / 2
@@ -132,19 +125,15 @@ def pulse(x_s: np.ndarray, tsamp_s: float, sigma_s: float, smearing_s: float, ta
     return (late - early - before + long_before) / (2 * half * tsamp_s)
 
 # %% ../../nbs/radio/05_rendering.ipynb #75ba0b55
-POSITIONS = 8
-
-
 class Templates(NamedTuple):
     """
     Hold what shapes look like in each channel.
 
-    Attributes
+    Parameters
     ----------
-    first_s : ndarray [shape, channel]
-        Beginning of the template after the burst's time at infinite frequency, s.
-    begin, count : ndarray [shape, channel]
-        Where it stands in `wave`, and its length in samples.
+    first_s, begin, count : ndarray [shape, channel]
+        Beginning of the template after the burst's time at infinite frequency, s; where it stands in
+        `wave`, and its length in samples.
     wave : ndarray [stokes, ...], float32
         Density of the fluence, 1/s: for each shape and channel [position, sample].
     spectrum : ndarray [shape, channel]
@@ -158,13 +147,63 @@ class Templates(NamedTuple):
     spectrum: np.ndarray
 
 # %% ../../nbs/radio/05_rendering.ipynb #42c56579
-def _template(tsamp_s: float, sigma: float, smearing: float, tau: float) -> tuple[float, np.ndarray]:
+POSITIONS = 8
+
+
+def _grid(tsamp_s: float, sigma: float, smearing: float, tau: float) -> tuple[float, np.ndarray]:
+    """Beginning of a template, and those of its samples, s after the pulse's centre [position, sample]."""
     first = -4 * sigma - smearing / 2 - tsamp_s
     count = math.ceil((4 * sigma + smearing / 2 + 9.2 * tau - first) / tsamp_s)
     position = (np.arange(POSITIONS)[:, None] + 0.5) / POSITIONS
-    return first, pulse(first + tsamp_s * (np.arange(count) + position), tsamp_s, sigma, smearing, tau)
+    return first, first + tsamp_s * (np.arange(count) + position)
+
+# %% ../../nbs/radio/05_rendering.ipynb #28961cc1
+class _Channel(NamedTuple):
+    offset: float
+    faraday: complex
+    sigma: float
+    smearing: float
+    tau: float
 
 
+def _faraday(medium: Medium, frequency: np.ndarray, width: float) -> np.ndarray:
+    low, middle, high = (medium.faraday_angle(frequency + part * width) for part in (-0.5, 0, 0.5))
+    return np.exp(2j * middle) * np.sinc((low - high) / np.pi)
+
+# %% ../../nbs/radio/05_rendering.ipynb #b2ac99fc
+def _channels(telescope: Telescope, medium: Medium, shape: Shape) -> Iterator[_Channel]:
+    frequency, width = telescope.frequencies_mhz, abs(telescope.foff_mhz)
+    offset, sigma, _ = shape.at(frequency)
+    blur = medium.smearing_s(frequency, width), medium.scattering_s(frequency)
+    return map(_Channel, offset, _faraday(medium, frequency, width), sigma, *blur)
+
+# %% ../../nbs/radio/05_rendering.ipynb #046dcd72
+def _slices(shape: Shape, offset: float, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places of slices, s from the pulse's centre, and their parts of Q, U and V [stokes, slice]."""
+    place = sigma / 3 * np.arange(-16, 16)
+    density = np.exp(-((place / sigma) ** 2) / 2) / (3 * math.sqrt(2 * math.pi))
+    transformed = np.fft.fft(density * shape.stokes(offset + place))
+    return place, np.fft.ifft(transformed * np.exp((2 * np.pi * np.fft.fftfreq(32)) ** 2 / 2)).real
+
+# %% ../../nbs/radio/05_rendering.ipynb #cd7500c7
+def _polarised(x: np.ndarray, tsamp_s: float, shape: Shape, channel: _Channel) -> np.ndarray:
+    """Density of Q, U and V in samples that begin at x [stokes, position, sample]."""
+    place, (q, u, v) = _slices(shape, channel.offset, channel.sigma)
+    turned = (q + 1j * u) * channel.faraday
+    grid = np.arange(x.min() - place[-1], x.max() - place[0] + tsamp_s, tsamp_s / 16)
+    wave = pulse(grid, tsamp_s, channel.sigma / 3, channel.smearing, channel.tau)
+    slices = [np.interp(x - at, grid, wave) for at in place]
+    return np.tensordot([turned.real, turned.imag, v], slices, 1)
+
+# %% ../../nbs/radio/05_rendering.ipynb #f59151bb
+def _template(telescope: Telescope, shape: Shape, channel: _Channel) -> tuple[float, np.ndarray]:
+    first, x = _grid(telescope.tsamp_s, *channel[2:])
+    wave = pulse(x, telescope.tsamp_s, *channel[2:])[None]
+    if telescope.stokes:
+        wave = np.concatenate([wave, _polarised(x, telescope.tsamp_s, shape, channel)])
+    return first, wave.reshape(len(wave), -1)
+
+# %% ../../nbs/radio/05_rendering.ipynb #cc87a319
 def make_templates(telescope: Telescope, medium: Medium, shapes: Sequence[Shape]) -> Templates:
     """
     Tabulate the shapes of a source for a telescope.
@@ -181,30 +220,28 @@ def make_templates(telescope: Telescope, medium: Medium, shapes: Sequence[Shape]
     Returns
     -------
     Templates
-        Of total intensity.
+        Of total intensity, or of the four Stokes parameters if the telescope records them.
     """
     frequency = telescope.frequencies_mhz
-    smearing = medium.smearing_s(frequency, abs(telescope.foff_mhz))
-    tau, delay = medium.scattering_s(frequency), dispersion_delay(medium.dm, frequency)
-    offset, sigma, spectrum = (np.array(part) for part in zip(*(shape.at(frequency) for shape in shapes)))
-    made = [_template(telescope.tsamp_s, *one) for row in sigma for one in zip(row, smearing, tau)]
-    size = np.array([wave.size for _, wave in made])
-    first = np.reshape([first for first, _ in made], sigma.shape) + offset + delay
-    begin, count = (np.cumsum(size) - size).reshape(sigma.shape), (size // POSITIONS).reshape(sigma.shape)
-    wave = np.concatenate([wave.ravel() for _, wave in made]).astype(np.float32)
-    return Templates(first, begin, count, wave[None], spectrum)
+    offset, _, spectrum = (np.array(part) for part in zip(*(shape.at(frequency) for shape in shapes)))
+    pairs = [(one, channel) for one in shapes for channel in _channels(telescope, medium, one)]
+    made = [_template(telescope, *pair) for pair in pairs]
+    size = np.array([wave.shape[1] for _, wave in made])
+    first = np.reshape([first for first, _ in made], offset.shape) + offset
+    begin, count = np.reshape([np.cumsum(size) - size, size // POSITIONS], (2, *offset.shape))
+    wave = np.concatenate([wave for _, wave in made], axis=1).astype(np.float32)
+    return Templates(first + dispersion_delay(medium.dm, frequency), begin, count, wave, spectrum)
 
 # %% ../../nbs/radio/05_rendering.ipynb #51753cbd
 class Signal(NamedTuple):
     """
     Hold the bursts of a block.
 
-    Attributes
+    Parameters
     ----------
-    times_s : ndarray [burst]
-        When they would arrive at infinite frequency, seconds from the beginning of the observation.
-    shapes : ndarray [burst]
-        Which template each one has.
+    times_s, shapes : ndarray [burst]
+        When they would arrive at infinite frequency, s from the beginning of the observation; which
+        template each one has.
     strengths : ndarray [burst, channel], float32
         Fluence over the system equivalent flux density, s.
     templates : Templates
@@ -227,7 +264,7 @@ def _add_burst(power, row, tsamp, time, strength, first, begin, count, wave):
         for t in range(max(start, 0), min(start + count[c], rows)):
             power[t, c] += strength[c] * wave[at + t]
 
-
+# %% ../../nbs/radio/05_rendering.ipynb #39866688
 @njit(cache=True, nogil=True, fastmath=True)
 def _add_bursts(power, row, tsamp, signal, stokes):
     templates = signal.templates
@@ -238,16 +275,15 @@ def _add_bursts(power, row, tsamp, signal, stokes):
             part = templates.first_s[s], templates.begin[s], templates.count[s]
             _add_burst(power, row, tsamp, time, strength, *part, templates.wave[stokes])
 
-# %% ../../nbs/radio/05_rendering.ipynb #39866688
+# %% ../../nbs/radio/05_rendering.ipynb #b0afc83f
 @njit(cache=True, nogil=True)
 def _time_part(patch, time, tsamp):
-    """Part of a sample in which a patch is on, and the time since its beginning."""
     since = time + tsamp / 2 - (patch.start_s if math.isfinite(patch.start_s) else 0.0)
     if patch.period_s > 0 and (since / patch.period_s) % 1.0 >= patch.duty:
         return 0.0, since
     return (min(patch.stop_s, time + tsamp) - max(patch.start_s, time)) / tsamp, since
 
-
+# %% ../../nbs/radio/05_rendering.ipynb #dc62526d
 @njit(cache=True, nogil=True, fastmath=True)
 def _add_spectrum(row, centre, width, level, fch1, foff):
     step = abs(foff)
@@ -256,7 +292,7 @@ def _add_spectrum(row, centre, width, level, fch1, foff):
     for c in range(max(0, int(math.ceil(min(ends)))), min(len(row), int(math.floor(max(ends))) + 1)):
         row[c] += level * min(width, step, half - abs(fch1 + c * foff - centre)) / step
 
-
+# %% ../../nbs/radio/05_rendering.ipynb #f0e67629
 @njit(cache=True, nogil=True)
 def _add_patches(power, row, tsamp, fch1, foff, patches):
     for p in patches:
@@ -265,7 +301,8 @@ def _add_patches(power, row, tsamp, fch1, foff, patches):
         for t in range(int(first), int(last)):
             part, since = _time_part(p, (row + t) * tsamp, tsamp)
             if part > 0:
-                _add_spectrum(power[t], p.mhz + p.drift_mhz_s * since, p.width_mhz, np.float32(p.level * part), fch1, foff)
+                centre, level = p.mhz + p.drift_mhz_s * since, np.float32(p.level * part)
+                _add_spectrum(power[t], centre, p.width_mhz, level, fch1, foff)
 
 # %% ../../nbs/radio/05_rendering.ipynb #b5805e1c
 @njit(cache=True, nogil=True)
@@ -293,7 +330,7 @@ class Recorder(NamedTuple):
     """
     Hold how power becomes numbers.
 
-    Attributes
+    Parameters
     ----------
     tables : ndarray [number, bin, 2]
         Distributions of the random numbers that a sample needs.
@@ -308,7 +345,16 @@ class Recorder(NamedTuple):
     scale: np.ndarray
     highest: int
 
+# %% ../../nbs/radio/05_rendering.ipynb #0fcee122
+def _levels(telescope: Telescope) -> tuple[np.ndarray, np.ndarray]:
+    mean, sigma = (level * telescope.bandpass() for level in telescope.noise)
+    root = math.sqrt(telescope.order)
+    offset = np.tile(mean + (0.0 if telescope.nbits == 32 else 0.5), (4, 1))
+    offset[0] -= sigma * root
+    scale = np.tile(sigma, (4, 1)) / (root if telescope.stokes else 1)
+    return offset.astype(np.float32), scale.astype(np.float32)
 
+# %% ../../nbs/radio/05_rendering.ipynb #ebcfdbf8
 def make_recorder(telescope: Telescope) -> Recorder:
     """
     Prepare the digitiser of a telescope.
@@ -323,17 +369,10 @@ def make_recorder(telescope: Telescope) -> Recorder:
     Recorder
         For its noise, levels, bandpass and number of bits.
     """
-    mean, sigma = (level * telescope.bandpass() for level in telescope.levels)
-    rounding = 0.0 if telescope.nbits == 32 else 0.5
-    root = math.sqrt(telescope.order)
-    offset = np.tile(mean + rounding, (4, 1))
-    offset[0] -= sigma * root
-    scale = np.tile(sigma, (4, 1)) / ([[1]] if not telescope.stokes else [[root]])
     tables = _wishart_tables(telescope.order) if telescope.stokes else noise_table(telescope.order)[None]
-    highest = 0 if telescope.nbits == 32 else 2**telescope.nbits - 1
-    return Recorder(tables, offset.astype(np.float32), scale.astype(np.float32), highest)
+    return Recorder(tables, *_levels(telescope), 0 if telescope.nbits == 32 else 2**telescope.nbits - 1)
 
-# %% ../../nbs/radio/05_rendering.ipynb #0fcee122
+# %% ../../nbs/radio/05_rendering.ipynb #ed79008c
 @njit(cache=True, nogil=True)
 def _render(out, row, band, signal, patches, key, recorder, gain):
     rows, channels = out.shape
@@ -345,7 +384,8 @@ def _render(out, row, band, signal, patches, key, recorder, gain):
         _fill(power[: len(part)], row + begin, band, signal, patches, 0)
         for t in range(len(part)):
             _numbers(key, uint64(row + begin + t) * uint64(len(noise) // 2), recorder.tables[0], noise)
-            _record(part[t], power[t], gain[begin + t], noise, recorder.offset[0], recorder.scale[0], recorder.highest)
+            levels = recorder.offset[0], recorder.scale[0], recorder.highest
+            _record(part[t], power[t], gain[begin + t], noise, *levels)
 
 # %% ../../nbs/radio/05_rendering.ipynb #128cab4b
 def _wishart_tables(order: float) -> np.ndarray:
@@ -353,10 +393,9 @@ def _wishart_tables(order: float) -> np.ndarray:
     gammas = [_quantile_table(stats.gamma(n)) for n in (half, max(half - 1, 1e-3))]
     return np.stack([*gammas, *[_quantile_table(stats.norm(scale=math.sqrt(0.5)))] * 2])
 
-
+# %% ../../nbs/radio/05_rendering.ipynb #355ecdb7
 @njit(cache=True, nogil=True, fastmath=True)
 def _wishart(power, gain, numbers):
-    """Turn four numbers per channel into the four Stokes parameters, in place."""
     for c in range(power.shape[1]):
         i, q, u, v = power[0, c], power[1, c], power[2, c], power[3, c]
         a11 = math.sqrt(i + q)
@@ -369,43 +408,61 @@ def _wishart(power, gain, numbers):
         numbers[0, c], numbers[1, c] = gain * (w11 + w22), gain * (w11 - w22)
         numbers[2, c], numbers[3, c] = gain * 2 * first * x, -gain * 2 * first * y
 
-# %% ../../nbs/radio/05_rendering.ipynb #355ecdb7
+# %% ../../nbs/radio/05_rendering.ipynb #696f991e
+@njit(cache=True, nogil=True)
+def _draw(numbers, key, sample, tables):
+    words = uint64(numbers.shape[1] // 2)
+    for n in range(4):
+        _numbers(key, uint64(4 * sample + n) * words, tables[n], numbers[n])
+
+
+@njit(cache=True, nogil=True)
+def _record_stokes(out, numbers, ones, recorder):
+    for n in range(4):
+        levels = recorder.offset[n], recorder.scale[n], recorder.highest
+        _record(out[n], ones, np.float32(1), numbers[n], *levels)
+
+# %% ../../nbs/radio/05_rendering.ipynb #89cdcf31
 @njit(cache=True, nogil=True)
 def _render_stokes(out, row, band, signal, patches, key, recorder, gain):
     rows, _, channels = out.shape
     size = max(16, 2**13 // channels)
     power = np.empty((4, size, channels), np.float32)
     numbers = np.empty((4, channels + channels % 2), np.float32)
-    one = np.ones(channels, np.float32)
+    ones = np.ones(channels, np.float32)
     for begin in range(0, rows, size):
         part = out[begin : begin + size]
         for stokes in range(4):
             _fill(power[stokes, : len(part)], row + begin, band, signal, patches, stokes)
         for t in range(len(part)):
-            for n in range(4):
-                first = uint64(4 * (row + begin + t) + n) * uint64(numbers.shape[1] // 2)
-                _numbers(key, first, recorder.tables[n], numbers[n])
+            _draw(numbers, key, row + begin + t, recorder.tables)
             _wishart(power[:, t], gain[begin + t], numbers)
-            for n in range(4):
-                _record(part[t, n], one, np.float32(1), numbers[n], recorder.offset[n], recorder.scale[n], recorder.highest)
+            _record_stokes(part[t], numbers, ones, recorder)
+
+# %% ../../nbs/radio/05_rendering.ipynb #279a3f58
+_KNOT = 64
+
+
+def _gain(telescope: Telescope, first: int, count: int, seed: int) -> np.ndarray:
+    knots = np.arange(first // _KNOT, (first + count) // _KNOT + 2) * _KNOT
+    return np.interp(first + np.arange(count), knots, telescope.gain(knots * telescope.tsamp_s, seed))
 
 # %% ../../nbs/radio/05_rendering.ipynb #15bcbbb1
-def render(out: np.ndarray, first: int, telescope: Telescope, signal: Signal, patches: np.ndarray, seed: int) -> None:
+def render(
+    out: np.ndarray, first: int, telescope: Telescope, signal: Signal, patches: np.ndarray, seed: int
+) -> None:
     """
     Compute the samples of a block.
 
     Parameters
     ----------
-    out : ndarray [time, pol, channel]
-        Where they go: uint8 for up to 8 bits, uint16, or float32.
-    first : int
-        Place of the first one in the observation.
+    out, first : ndarray [time, pol, channel], int
+        Where they go: uint8 for up to 8 bits, uint16, or float32; place of the first one in the
+        observation.
     telescope : Telescope
         Who observes.
-    signal : Signal
-        All bursts that touch the block.
-    patches : structured ndarray
-        All patches of interference that touch it.
+    signal, patches : Signal, structured ndarray
+        All bursts and all patches of interference that touch the block.
     seed : int
         Random numbers.
     """
@@ -414,12 +471,3 @@ def render(out: np.ndarray, first: int, telescope: Telescope, signal: Signal, pa
     key = np.uint64(_mixed(np.uint64(seed)))
     kernel, target = (_render_stokes, out) if telescope.stokes else (_render, out[:, 0])
     kernel(target, first, band, signal, patches.view(np.recarray), key, make_recorder(telescope), gain)
-
-
-_KNOT = 64
-
-
-def _gain(telescope: Telescope, first: int, count: int, seed: int) -> np.ndarray:
-    """Gain of each sample, interpolated between knots that are the same for each block."""
-    knots = np.arange(first // _KNOT, (first + count) // _KNOT + 2) * _KNOT
-    return np.interp(first + np.arange(count), knots, telescope.gain(knots * telescope.tsamp_s, seed))

@@ -7,9 +7,9 @@ __all__ = ['SEEN', 'Observation', 'Synthesis', 'simulate']
 
 # %% ../../nbs/radio/06_synthesis.ipynb #59c078de
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,20 @@ from ..core.files import atomic_path
 from .formats import create
 from .interference import PATCH, Interference, on_time
 from .ism import Screen, dispersion_delay
-from .recording import Header, Recording
-from .rendering import Signal, Templates, make_templates, render
+from .recording import Header, Recording, Writer
+from .rendering import POSITIONS, Signal, Templates, make_templates, render
 from .source import Emission, Pulsar, Transient
 from .telescope import Telescope
 
 # %% ../../nbs/radio/06_synthesis.ipynb #8eef9d51
+def _check(one: Any) -> None:
+    if one.seed < 0 or one.fragment < 1:
+        raise UsageError(f"seed is {one.seed} and fragment {one.fragment}: give seed >= 0 and fragment >= 1.")
+    if one.n_samples < one.fragment:
+        shortest = one.fragment * one.telescope.tsamp_s
+        raise UsageError(f"{one.duration_s} s is less than a fragment: observe at least {shortest:.4g} s.")
+
+# %% ../../nbs/radio/06_synthesis.ipynb #a1681d79
 @dataclass(frozen=True)
 class Observation:
     """
@@ -42,14 +50,10 @@ class Observation:
         What is in the beam; the nebula of the first one adds to the noise.
     interference : tuple of Interference
         What disturbs.
-    duration_s : float
-        How long it lasts, s.
-    start_mjd : float
-        When it begins, modified Julian date.
-    seed : int
-        Random numbers: the same seed gives the same bytes.
-    fragment : int
-        Samples of a fragment, the unit of the truth table.
+    duration_s, start_mjd : float
+        How long it lasts, s, and when it begins, modified Julian date.
+    seed, fragment : int
+        Random numbers: the same seed gives the same bytes; samples of a fragment, the unit of the truth.
 
     Raises
     ------
@@ -64,18 +68,13 @@ class Observation:
     start_mjd: float = 60000.0
     seed: int = 0
     fragment: int = 256
+    __post_init__ = _check
 
-    def __post_init__(self) -> None:
-        if self.seed < 0 or self.fragment < 1:
-            raise UsageError(f"seed is {self.seed} and fragment {self.fragment}: give seed >= 0 and fragment >= 1.")
-        if self.n_samples < self.fragment:
-            shortest = self.fragment * self.telescope.tsamp_s
-            raise UsageError(f"{self.duration_s} s is less than a fragment: observe at least {shortest:.4g} s.")
-
-    @property
-    def n_samples(self) -> int:
-        """Number of samples in time."""
-        return round(self.duration_s / self.telescope.tsamp_s)
+# %% ../../nbs/radio/06_synthesis.ipynb #ae7b11e1
+@patch(as_prop=True)
+def n_samples(self: Observation) -> int:
+    """Number of samples in time."""
+    return round(self.duration_s / self.telescope.tsamp_s)
 
 # %% ../../nbs/radio/06_synthesis.ipynb #84a9023f
 def _degrees(ra: str, dec: str) -> tuple[float, float]:
@@ -83,29 +82,37 @@ def _degrees(ra: str, dec: str) -> tuple[float, float]:
     size = degrees[0] + degrees[1] / 60 + degrees[2] / 3600
     return 15 * (hours[0] + hours[1] / 60 + hours[2] / 3600), -size if dec.startswith("-") else size
 
+# %% ../../nbs/radio/06_synthesis.ipynb #fccee2ab
+_SAME = ("fch1_mhz", "foff_mhz", "nchans", "tsamp_s", "nbits", "telescope", "backend", "nbeams")
+
 
 def _header(observation: Observation) -> Header:
     telescope, sources = observation.telescope, observation.sources
-    ra, dec = _degrees(sources[0].ra, sources[0].dec) if sources else (0.0, 0.0)
-    return Header(
-        telescope.fch1_mhz, telescope.foff_mhz, telescope.nchans, telescope.tsamp_s, telescope.nbits,
-        4 if telescope.stokes else 1, observation.start_mjd, sources[0].name if sources else "",
-        telescope.telescope, telescope.backend, ra, dec, 1, telescope.nbeams,
-    )
+    values = {name: getattr(telescope, name) for name in _SAME}
+    values |= {"npol": 4 if telescope.stokes else 1, "start_mjd": observation.start_mjd}
+    if sources:
+        ra, dec = _degrees(sources[0].ra, sources[0].dec)
+        values |= {"source": sources[0].name, "ra_deg": ra, "dec_deg": dec}
+    return Header(**values)
 
-# %% ../../nbs/radio/06_synthesis.ipynb #d505cde8
+# %% ../../nbs/radio/06_synthesis.ipynb #f7f45689
+def _emission(source: Pulsar | Transient, observation: Observation) -> Emission | Transient:
+    if isinstance(source, Transient):
+        return source
+    return Emission(source, observation.start_mjd, observation.duration_s, observation.seed)
+
+
 def _joined(templates: list[Templates]) -> Templates:
     none = np.empty((0, 1)), *np.empty((2, 0, 1), np.int64), np.empty((1, 0), np.float32), np.empty((0, 1))
     if not templates:
         return Templates(*none)
-    sizes = np.cumsum([0, *(one.wave.shape[1] for one in templates)])
-    begin = np.concatenate([one.begin + size for one, size in zip(templates, sizes)])
-    first, count, spectrum = (
-        np.concatenate([getattr(one, name) for one in templates]) for name in ("first_s", "count", "spectrum")
-    )
-    return Templates(first, begin, count, np.concatenate([one.wave for one in templates], axis=1), spectrum)
+    first, begin, count, wave, spectrum = zip(*templates)
+    sizes = np.cumsum([0, *(one.shape[1] for one in wave)])
+    begin = [one + size for one, size in zip(begin, sizes)]
+    parts = (np.concatenate(part) for part in (first, begin, count))
+    return Templates(*parts, np.concatenate(wave, axis=1), np.concatenate(spectrum))
 
-# %% ../../nbs/radio/06_synthesis.ipynb #fccee2ab
+# %% ../../nbs/radio/06_synthesis.ipynb #6105789e
 class Synthesis(Recording):
     """
     Give the samples of a simulated observation.
@@ -126,11 +133,7 @@ class Synthesis(Recording):
 
     @cached_property
     def _emissions(self) -> list[Any]:
-        one = self.observation
-        return [
-            Emission(source, one.start_mjd, one.duration_s, one.seed) if isinstance(source, Pulsar) else source
-            for source in one.sources
-        ]
+        return [_emission(source, self.observation) for source in self.observation.sources]
 
     @cached_property
     def _templates(self) -> list[Templates]:
@@ -140,7 +143,7 @@ class Synthesis(Recording):
     def _all_templates(self) -> Templates:
         return _joined(self._templates)
 
-
+# %% ../../nbs/radio/06_synthesis.ipynb #76c8150d
 def simulate(observation: Observation) -> Synthesis:
     """
     Simulate an observation.
@@ -157,28 +160,32 @@ def simulate(observation: Observation) -> Synthesis:
     """
     return Synthesis(observation)
 
-# %% ../../nbs/radio/06_synthesis.ipynb #f7f45689
+# %% ../../nbs/radio/06_synthesis.ipynb #a3b8607a
 @patch(as_prop=True)
 def sefd_jy(self: Synthesis) -> np.ndarray:
     """System equivalent flux density of each channel towards the first source, Jy."""
     sources = self.observation.sources
     return self.observation.telescope.sefd(sources[0].nebula if sources else None)
 
+# %% ../../nbs/radio/06_synthesis.ipynb #7a5c76a6
+def _interpolated(times_s: np.ndarray, step_s: float, screen: Screen) -> np.ndarray:
+    place = times_s / step_s
+    knots = np.arange(math.floor(place.min()), math.floor(place.max()) + 2)
+    gains, low = screen.gain(knots * step_s), np.floor(place).astype(int) - knots[0]
+    part = (place - np.floor(place))[:, None]
+    return (1 - part) * gains[low] + part * gains[low + 1]
+
 
 @patch
 def _screen(self: Synthesis, number: int, times_s: np.ndarray) -> np.ndarray:
-    """Gain of the scintillation at some times, interpolated between knots [burst, channel]."""
+    """Gain of the scintillation at some times [burst, channel]."""
     telescope, medium = self.observation.telescope, self._emissions[number].medium
     if not (medium.scintillation_time_s and medium.tau_s and len(times_s)):
         return np.ones((len(times_s), 1))
-    slowest = telescope.frequencies_mhz.min() / medium.reference_mhz
-    step = medium.scintillation_time_s * slowest ** (-medium.scattering_index / 2 - 1) / 8
-    place = times_s / step
-    knots = np.arange(math.floor(place.min()), math.floor(place.max()) + 2)
-    screen = Screen(medium, tuple(telescope.frequencies_mhz), abs(telescope.foff_mhz), self.observation.seed + number)
-    gains, low = screen.gain(knots * step), np.floor(place).astype(int) - knots[0]
-    part = (place - np.floor(place))[:, None]
-    return (1 - part) * gains[low] + part * gains[low + 1]
+    frequencies, seed = telescope.frequencies_mhz, self.observation.seed + number
+    lowest = frequencies.min() / medium.reference_mhz
+    step = medium.scintillation_time_s * lowest ** (-medium.scattering_index / 2 - 1) / 8
+    return _interpolated(times_s, step, Screen(medium, tuple(frequencies), abs(telescope.foff_mhz), seed))
 
 # %% ../../nbs/radio/06_synthesis.ipynb #32be30c5
 @patch
@@ -199,7 +206,8 @@ def _signal(self: Synthesis, start_s: float, stop_s: float) -> Signal:
     shapes = [bursts["shape"].astype(np.int64) + first for (bursts, _), first in zip(found, before)]
     strengths = [strength.astype(np.float32) for _, strength in found]
     none = np.empty(0), np.empty(0, np.int64), np.empty((0, self.header.nchans), np.float32)
-    return Signal(*(np.concatenate([empty, *parts]) for empty, parts in zip(none, (times, shapes, strengths))), self._all_templates)
+    parts = zip(none, (times, shapes, strengths))
+    return Signal(*(np.concatenate([empty, *part]) for empty, part in parts), self._all_templates)
 
 # %% ../../nbs/radio/06_synthesis.ipynb #eda619e7
 @patch
@@ -211,7 +219,7 @@ def _patches(self: Synthesis, start_s: float, stop_s: float) -> np.ndarray:
         parts[-1]["family"] = number
     return np.concatenate([np.empty(0, PATCH), *parts])
 
-
+# %% ../../nbs/radio/06_synthesis.ipynb #66cb5343
 @patch
 def _samples(self: Synthesis, start: int, count: int) -> np.ndarray:
     telescope = self.observation.telescope
@@ -221,102 +229,121 @@ def _samples(self: Synthesis, start: int, count: int) -> np.ndarray:
     return out
 
 # %% ../../nbs/radio/06_synthesis.ipynb #03b64771
-SEEN = 5.0
-
-
-def _growth(templates: Templates, shape: int, weights: np.ndarray, delays: np.ndarray, tsamp_s: float) -> tuple[float, np.ndarray]:
+def _growth(
+    templates: Templates, shape: int, weights: np.ndarray, delays: np.ndarray, tsamp_s: float
+) -> tuple[float, np.ndarray]:
     """When a unit burst begins, all channels aligned, and the sum of its squares up to each sample."""
     first = templates.first_s[shape] - delays
     begin = math.floor(first.min() / tsamp_s)
     total = np.zeros(math.ceil((first / tsamp_s + templates.count[shape]).max()) - begin + 2)
     for channel, weight in enumerate(weights):
         at, count = templates.begin[shape, channel], templates.count[shape, channel]
-        waves = templates.wave[0, at : at + 8 * count].reshape(8, count).astype(float)
+        waves = templates.wave[0, at : at + POSITIONS * count].reshape(POSITIONS, count).astype(float)
         place = round(first[channel] / tsamp_s) - begin
         total[place : place + count] += weight**2 * np.mean(waves**2, axis=0)
     return begin * tsamp_s, np.concatenate([[0], np.cumsum(total)])
 
 # %% ../../nbs/radio/06_synthesis.ipynb #e2d7bba5
 @patch
-def _add_pulses(self: Synthesis, number: int, first: int, squares: np.ndarray, events: list[list[str]]) -> None:
-    """Add the squared S/N of a source's bursts to the fragments from `first` on."""
-    one, medium, templates = self.observation, self._emissions[number].medium, self._templates[number]
-    tsamp, length = one.telescope.tsamp_s, one.fragment * one.telescope.tsamp_s
-    frequency = one.telescope.frequencies_mhz
-    delays, top = dispersion_delay(medium.dm, frequency), dispersion_delay(medium.dm, frequency.max())
-    bursts, strengths = self._bursts(number, first * length, (first + len(squares)) * length)
-    weights = templates.spectrum / self.sefd_jy
+def _pulses(self: Synthesis, number: int, start_s: float, stop_s: float) -> Iterator[tuple[Any, ...]]:
+    """Rotations, beginnings, squared S/N and growth of a source's bursts, for each of its shapes."""
+    telescope, templates = self.observation.telescope, self._templates[number]
+    delays = dispersion_delay(self._emissions[number].medium.dm, telescope.frequencies_mhz)
+    bursts, strengths = self._bursts(number, start_s, stop_s)
     for shape in np.unique(bursts["shape"]):
-        chosen = bursts["shape"] == shape
-        begin, growth = _growth(templates, shape, weights[shape], delays, tsamp)
-        power = one.telescope.order * np.mean(strengths[chosen] ** 2, axis=1) / np.mean(weights[shape] ** 2)
-        starts = bursts["time_s"][chosen] + top + begin
-        names = [f"{one.sources[number].name}:{rotation}" for rotation in bursts["rotation"][chosen]]
-        _spread(starts / tsamp, power, growth, names, one.fragment, first, squares, events)
+        chosen, weights = bursts["shape"] == shape, templates.spectrum[shape] / self.sefd_jy
+        begin, growth = _growth(templates, shape, weights, delays, telescope.tsamp_s)
+        power = telescope.order * np.mean(strengths[chosen] ** 2, axis=1) / np.mean(weights**2)
+        starts = bursts["time_s"][chosen] + delays.min() + begin
+        yield bursts["rotation"][chosen], starts / telescope.tsamp_s, power, growth
 
-
-def _spread(starts: np.ndarray, power: np.ndarray, growth: np.ndarray, names: list[str], size: int, first: int,
-            squares: np.ndarray, events: list[list[str]]) -> None:
-    """Divide bursts among the fragments in which they lie."""
+# %% ../../nbs/radio/06_synthesis.ipynb #06cd995b
+def _spread(
+    starts: np.ndarray, power: np.ndarray, growth: np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Fragments in which bursts lie, one after the other, and their squared S/N there."""
     places = np.arange(len(growth))
     for step in range(len(growth) // size + 2):
         fragment = np.floor(starts / size).astype(int) + step
         ends = np.interp([fragment * size - starts, (fragment + 1) * size - starts], places, growth)
-        square = power * (ends[1] - ends[0])
-        inside = (fragment >= first) & (fragment < first + len(squares)) & (square > 0)
-        np.add.at(squares, fragment[inside] - first, square[inside])
-        for at in np.flatnonzero(inside & (square >= 1)):
-            events[fragment[at] - first].append(names[at])
+        yield fragment, power * (ends[1] - ends[0])
 
-# %% ../../nbs/radio/06_synthesis.ipynb #06cd995b
-def _band_square(patch_: np.void, centre: np.ndarray, telescope: Telescope) -> np.ndarray:
-    """Sum over channels of the squared part of each that a patch fills [fragment]."""
-    step = abs(telescope.foff_mhz)
-    reach = (patch_["width_mhz"] + step) / 2 - np.abs(telescope.frequencies_mhz - centre[:, None])
-    return np.sum((np.clip(reach, 0, min(patch_["width_mhz"], step)) / step) ** 2, axis=1)
-
-
+# %% ../../nbs/radio/06_synthesis.ipynb #89f6854d
 @patch
-def _add_interference(self: Synthesis, first: int, squares: dict[str, np.ndarray], events: list[list[str]]) -> None:
+def _add_pulses(
+    self: Synthesis, number: int, first: int, squares: np.ndarray, events: list[list[str]]
+) -> None:
+    one, name = self.observation, self.observation.sources[number].name
+    ends = np.array([first, first + len(squares)]) * (one.fragment * one.telescope.tsamp_s)
+    for rotations, *burst in self._pulses(number, *ends):
+        for fragment, square in _spread(*burst, one.fragment):
+            inside = (fragment >= first) & (fragment < first + len(squares)) & (square > 0)
+            np.add.at(squares, fragment[inside] - first, square[inside])
+            for at in np.flatnonzero(inside & (square >= 1)):
+                events[fragment[at] - first].append(f"{name}:{rotations[at]}")
+
+# %% ../../nbs/radio/06_synthesis.ipynb #4daf45f9
+def _band_square(one: np.void, centre: np.ndarray, telescope: Telescope) -> np.ndarray:
+    step = abs(telescope.foff_mhz)
+    reach = (one["width_mhz"] + step) / 2 - np.abs(telescope.frequencies_mhz - centre[:, None])
+    return np.sum((np.clip(reach, 0, min(one["width_mhz"], step)) / step) ** 2, axis=1)
+
+
+def _patch_square(one: np.void, begin: np.ndarray, end: np.ndarray, telescope: Telescope) -> np.ndarray:
+    """Squared S/N of a patch in each of some fragments."""
+    lasting = on_time(np.array([one]), begin, end) / telescope.tsamp_s
+    middle = (np.maximum(begin, one["start_s"]) + np.minimum(end, one["stop_s"])) / 2
+    since = middle - (one["start_s"] if np.isfinite(one["start_s"]) else 0)
+    band = _band_square(one, one["mhz"] + one["drift_mhz_s"] * since, telescope)
+    return telescope.order * one["level"] ** 2 * band * np.where(lasting < 1, lasting**2, lasting)
+
+# %% ../../nbs/radio/06_synthesis.ipynb #776cf72d
+@patch
+def _add_interference(
+    self: Synthesis, first: int, squares: dict[str, np.ndarray], events: list[list[str]]
+) -> None:
     one, telescope = self.observation, self.observation.telescope
-    length = one.fragment * telescope.tsamp_s
-    edges = length * (first + np.arange(len(events) + 1))
+    edges = one.fragment * telescope.tsamp_s * (first + np.arange(len(events) + 1))
     for patch_ in self._patches(edges[0], edges[-1]):
         low, high = np.searchsorted(edges, [patch_["start_s"], patch_["stop_s"]], side="right")
         inside = slice(max(low - 1, 0), min(high, len(events)))
-        begin, end = edges[:-1][inside], edges[1:][inside]
-        lasting = on_time(np.array([patch_]), begin, end) / telescope.tsamp_s
-        middle = (np.maximum(begin, patch_["start_s"]) + np.minimum(end, patch_["stop_s"])) / 2
-        since = middle - (patch_["start_s"] if np.isfinite(patch_["start_s"]) else 0)
-        band = _band_square(patch_, patch_["mhz"] + patch_["drift_mhz_s"] * since, telescope)
-        square = telescope.order * patch_["level"] ** 2 * band * np.where(lasting < 1, lasting**2, lasting)
+        square = _patch_square(patch_, edges[:-1][inside], edges[1:][inside], telescope)
         family = one.interference[patch_["family"]]
         squares[family.kind][inside] += square
         for at in np.flatnonzero(square >= 1):
             events[inside.start + at].append(f"{family.name}:{patch_['number']}")
 
-# %% ../../nbs/radio/06_synthesis.ipynb #827063f9
-_CHUNK = 4096
+# %% ../../nbs/radio/06_synthesis.ipynb #7afd7bba
+SEEN = 5.0
+_KINDS = {"pulse": "pulse", "narrow": "nbrfi", "broad": "bbrfi"}
 
 
+def _table(
+    start: np.ndarray, length: float, squares: dict[str, np.ndarray], events: list[list[str]]
+) -> pd.DataFrame:
+    snr = {name: np.sqrt(squares[kind]) for kind, name in _KINDS.items()}
+    return pd.DataFrame(
+        {"start_s": start, "end_s": start + length}
+        | {name: ratio >= SEEN for name, ratio in snr.items()}
+        | {f"snr_{name}": ratio for name, ratio in snr.items()}
+        | {"events": [" ".join(one) for one in events]}
+    )
+
+# %% ../../nbs/radio/06_synthesis.ipynb #02f313f4
 @patch
 def _truth(self: Synthesis, first: int, count: int) -> pd.DataFrame:
-    squares = {kind: np.zeros(count) for kind in ("pulse", "narrow", "broad")}
+    squares = {kind: np.zeros(count) for kind in _KINDS}
     events: list[list[str]] = [[] for _ in range(count)]
     for number in range(len(self._emissions)):
         self._add_pulses(number, first, squares["pulse"], events)
     self._add_interference(first, squares, events)
     length = self.observation.fragment * self.observation.telescope.tsamp_s
-    start, snr = length * (first + np.arange(count)), {kind: np.sqrt(square) for kind, square in squares.items()}
-    names = {"pulse": "pulse", "narrow": "nbrfi", "broad": "bbrfi"}
-    return pd.DataFrame(
-        {"start_s": start, "end_s": start + length}
-        | {name: snr[kind] >= SEEN for kind, name in names.items()}
-        | {f"snr_{name}": snr[kind] for kind, name in names.items()}
-        | {"events": [" ".join(one) for one in events]}
-    )
+    return _table(length * (first + np.arange(count)), length, squares, events)
 
-# %% ../../nbs/radio/06_synthesis.ipynb #89f6854d
+# %% ../../nbs/radio/06_synthesis.ipynb #00641927
+_CHUNK = 4096
+
+
 @patch
 def truth(self: Synthesis, first: int = 0, count: int | None = None) -> pd.DataFrame:
     """
@@ -330,32 +357,36 @@ def truth(self: Synthesis, first: int = 0, count: int | None = None) -> pd.DataF
     Returns
     -------
     pandas.DataFrame
-        One row per whole fragment: ``start_s``, ``end_s``; ``pulse``, ``nbrfi``, ``bbrfi``, whether there is any of that kind with a
-        signal-to-noise ratio of at least 5; ``snr_pulse``, ``snr_nbrfi``, ``snr_bbrfi``, that ratio inside the fragment; ``events``, what is in it.
+        One row per whole fragment: ``start_s``, ``end_s``; ``pulse``, ``nbrfi``, ``bbrfi``, whether there
+        is any of that kind with a signal-to-noise ratio of at least 5; ``snr_pulse``, ``snr_nbrfi``,
+        ``snr_bbrfi``, that ratio inside the fragment; ``events``, what is in it.
     """
     whole = self.observation.n_samples // self.observation.fragment
     last = whole if count is None else min(first + count, whole)
-    return pd.concat([self._truth(at, min(_CHUNK, last - at)) for at in range(first, last, _CHUNK)], ignore_index=True)
+    parts = [self._truth(at, min(_CHUNK, last - at)) for at in range(first, last, _CHUNK)]
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/radio/06_synthesis.ipynb #74b98a6b
 _BLOCK = 2**24
 
 
-def _write_block(recording: Recording, writer: Any, start: int, count: int) -> None:
+def _write_block(recording: Recording, writer: Writer, start: int, count: int) -> None:
     writer.write(start, recording.read(start, count))
 
 
-@patch
-def _write(self: Synthesis, writer: Any, client: Any) -> None:
+def _on_workers(client: Any, task: Callable[[int], None], starts: range) -> Iterator[None]:
     from dask.distributed import as_completed
 
+    for future in as_completed([client.submit(task, start, pure=False) for start in starts]):
+        yield future.result()
+
+# %% ../../nbs/radio/06_synthesis.ipynb #8b99de37
+@patch
+def _write(self: Synthesis, writer: Writer, client: Any) -> None:
     size = max(4096, _BLOCK // (self.header.nchans * self.header.npol) // 4096 * 4096)
     starts = range(0, self.n_samples, size)
-    if client is None:
-        done: Iterator[Any] = (_write_block(self, writer, start, size) for start in starts)
-    else:
-        recording = Synthesis(self.observation)
-        done = (future.result() for future in as_completed([client.submit(_write_block, recording, writer, start, size, pure=False) for start in starts]))
+    task = partial(_write_block, Synthesis(self.observation), writer, count=size)
+    done = _on_workers(client, task, starts) if client else map(task, starts)
     for _ in tqdm(done, "synthesis", total=len(starts), leave=False, delay=1):
         pass
 
@@ -368,7 +399,8 @@ def write(self: Synthesis, path: str | Path, client: Any = None) -> Path:
     Parameters
     ----------
     path : str or Path
-        The file: ``.fil`` for SIGPROC, ``.fits``, ``.sf`` or ``.psrfits`` for PSRFITS. Its truth table goes to ``.truth.csv`` beside it.
+        The file: ``.fil`` for SIGPROC, ``.fits``, ``.sf`` or ``.psrfits`` for PSRFITS. Its truth table
+        goes to ``.truth.csv`` beside it.
     client : dask.distributed.Client, optional
         Whose workers write; they need to reach the same folder. This process, if left out.
 

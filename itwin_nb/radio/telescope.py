@@ -17,23 +17,28 @@ from ..core.errors import UsageError
 from .source import Nebula, draws, look_up
 
 # %% ../../nbs/radio/03_telescope.ipynb #285ebe9b
-LEVELS: dict[int, tuple[float, float]] = {1: (0.5, 0.5), 2: (1.5, 1.0), 4: (7.5, 2.98), 8: (128.0, 21.0), 16: (8192.0, 512.0),
-                                          32: (0.0, 1.0)}
-
-
-def _check(one: Any) -> None:
-    if one.nbits not in LEVELS:
-        raise UsageError(f"A sample of {one.nbits} bits can't be written: choose {', '.join(map(str, LEVELS))}.")
+def _check_band(one: Any) -> None:
     if min(one.nchans, one.tsamp_s, one.sefd_jy) <= 0 or not one.foff_mhz:
         raise UsageError("nchans, tsamp_s and sefd_jy are positive, and foff_mhz isn't 0: give such numbers.")
     if one.frequencies_mhz.min() - abs(one.foff_mhz) / 2 <= 0:
-        raise UsageError(f"{one.nchans} channels of {one.foff_mhz} MHz from {one.fch1_mhz} MHz on reach below 0 MHz.")
-    if one.nbits < 32 and not 0 <= one.levels[0] < 2**one.nbits:
-        raise UsageError(f"{one.nbits} bits can't hold a mean of {one.levels[0]}: leave mean and sigma out, or choose others.")
+        band = f"{one.nchans} channels of {one.foff_mhz} MHz from {one.fch1_mhz} MHz on"
+        raise UsageError(f"{band} reach below 0 MHz: choose fewer.")
     if one.polarisations not in (1, 2) or (one.stokes and one.polarisations == 1):
         raise UsageError("polarisations is 1 or 2, and Stokes parameters need 2.")
 
 # %% ../../nbs/radio/03_telescope.ipynb #3d0ee7f4
+LEVELS = {1: (0.5, 0.5), 2: (1.5, 1.0), 4: (7.5, 2.98), 8: (128.0, 21.0), 16: (8192.0, 512.0), 32: (0.0, 1.0)}
+
+
+def _check(one: Any) -> None:
+    bits = one.nbits
+    if bits not in LEVELS:
+        raise UsageError(f"A sample of {bits} bits can't be written: choose {', '.join(map(str, LEVELS))}.")
+    _check_band(one)
+    if bits < 32 and not 0 <= one.noise[0] < 2**bits:
+        raise UsageError(f"{bits} bits can't hold a mean of {one.noise[0]}: leave levels out or change them.")
+
+# %% ../../nbs/radio/03_telescope.ipynb #aeea2dca
 @dataclass(frozen=True)
 class Telescope:
     """
@@ -43,45 +48,21 @@ class Telescope:
     ----------
     name, telescope, backend : str
         Names of this set-up, of the telescope and of its recorder.
-    fch1_mhz, foff_mhz : float
-        Centre of the first channel and distance to the next, MHz.
-    nchans : int
-        Number of channels.
-    tsamp_s : float
-        Length of a sample, s.
-    sefd_jy : float
-        System equivalent flux density on cold sky, Jy.
-    nbits : int
-        Bits of a sample: 1, 2, 4, 8, 16, or 32 for floating point.
-    polarisations : int
-        Polarisations whose power is summed, 1 or 2.
-    gain_k_per_jy : float
-        Antenna temperature per flux density, K/Jy.
-    beam_arcmin : float
-        Half-power width of the beam, arc minutes.
-    nbeams : int
-        Beams of the receiver.
-    mean, sigma : float or None
-        Level and standard deviation of the digitised noise; None for those that suit the number of bits.
-    edge : float
-        Part of the band, at each end, over which the bandpass falls to half.
-    ripple : float
-        Amplitude of the bandpass's ripple.
-    drift : float
-        Relative standard deviation of the slow change of gain.
-    drift_time_s : float
-        Shortest period of that change, s.
-    levelled : bool
-        Whether the recorder scales each channel to the same level, as search recorders do, or leaves the bandpass in the data.
+    fch1_mhz, foff_mhz, nchans, tsamp_s : float, int
+        Centre of the first channel and distance to the next, MHz; number of channels; a sample's length, s.
+    sefd_jy, gain_k_per_jy, beam_arcmin : float
+        System equivalent flux density on cold sky, Jy; antenna temperature per flux density, K/Jy;
+        half-power width of the beam.
+    nbits, polarisations, nbeams : int
+        Bits of a sample: 1, 2, 4, 8, 16, or 32 for floating point; polarisations whose power is summed, 1
+        or 2; beams of the receiver.
+    levels : tuple of float, optional
+        Mean and standard deviation of the digitised noise; those that suit the bits if left out.
+    edge, ripple, drift : float
+        Part of the band, at each end, over which the bandpass falls to half; amplitude of its ripple;
+        relative standard deviation of the slow change of gain.
     stokes : bool
         Whether it records the Stokes parameters I, Q, U, V, or the total intensity.
-    citations : tuple of str
-        Where the numbers come from.
-
-    Raises
-    ------
-    UsageError
-        If the band, the sensitivity or the number of bits makes no sense.
     """
 
     name: str
@@ -92,20 +73,16 @@ class Telescope:
     nchans: int
     tsamp_s: float
     sefd_jy: float
-    nbits: int = 8
-    polarisations: int = 2
     gain_k_per_jy: float = 1.0
     beam_arcmin: float = 10.0
+    nbits: int = 8
+    polarisations: int = 2
     nbeams: int = 1
-    mean: float | None = None
-    sigma: float | None = None
+    levels: tuple[float, float] | None = None
     edge: float = 0.0
     ripple: float = 0.0
     drift: float = 0.0
-    drift_time_s: float = 60.0
-    levelled: bool = True
     stokes: bool = False
-    citations: tuple[str, ...] = ()
     __post_init__ = _check
 
 # %% ../../nbs/radio/03_telescope.ipynb #e0cbc0ca
@@ -116,10 +93,9 @@ def frequencies_mhz(self: Telescope) -> np.ndarray:
 
 
 @patch(as_prop=True)
-def levels(self: Telescope) -> tuple[float, float]:
+def noise(self: Telescope) -> tuple[float, float]:
     """Mean and standard deviation of the digitised noise."""
-    mean, sigma = LEVELS[self.nbits]
-    return mean if self.mean is None else self.mean, sigma if self.sigma is None else self.sigma
+    return self.levels or LEVELS[self.nbits]
 
 # %% ../../nbs/radio/03_telescope.ipynb #f323f7b9
 @patch(cls_method=True)
@@ -143,7 +119,7 @@ def preset(cls: Telescope, name: str) -> Telescope:
         If there is none of that name.
     """
     entry = look_up("telescopes", name)
-    return cls(**{**entry, "citations": tuple(entry.get("citations", ()))})
+    return cls(**{key: value for key, value in entry.items() if key != "citations"})
 
 # %% ../../nbs/radio/03_telescope.ipynb #ba410a3d
 @patch(as_prop=True)
@@ -152,6 +128,21 @@ def order(self: Telescope) -> float:
     return self.polarisations * abs(self.foff_mhz) * 1e6 * self.tsamp_s
 
 # %% ../../nbs/radio/03_telescope.ipynb #e18a0664
+@patch
+def _sky_jy(self: Telescope, sky_k: float) -> np.ndarray:
+    centre = self.frequencies_mhz.mean()
+    warmer = (self.frequencies_mhz / 408) ** -2.75 - (centre / 408) ** -2.75
+    return sky_k * warmer / self.gain_k_per_jy
+
+# %% ../../nbs/radio/03_telescope.ipynb #4ad23c29
+@patch
+def _nebula_jy(self: Telescope, nebula: Nebula) -> np.ndarray:
+    frequency = self.frequencies_mhz
+    beam = self.beam_arcmin * frequency.mean() / frequency
+    covered = beam**2 / (beam**2 + nebula.size_arcmin**2)
+    return covered * nebula.flux_jy * (frequency / nebula.reference_mhz) ** nebula.spectral_index
+
+# %% ../../nbs/radio/03_telescope.ipynb #9ce597dc
 @patch
 def sefd(self: Telescope, nebula: Nebula | None = None, sky_k: float = 25.0) -> np.ndarray:
     """
@@ -169,15 +160,8 @@ def sefd(self: Telescope, nebula: Nebula | None = None, sky_k: float = 25.0) -> 
     ndarray [channel]
         SEFD, Jy.
     """
-    frequency = self.frequencies_mhz
-    centre = frequency.mean()
-    warmer = (frequency / 408) ** -2.75 - (centre / 408) ** -2.75
-    total = self.sefd_jy + sky_k * warmer / self.gain_k_per_jy
-    if nebula:
-        beam = self.beam_arcmin * centre / frequency
-        covered = beam**2 / (beam**2 + nebula.size_arcmin**2)
-        total = total + covered * nebula.flux_jy * (frequency / nebula.reference_mhz) ** nebula.spectral_index
-    return total
+    total = self.sefd_jy + self._sky_jy(sky_k)
+    return total + self._nebula_jy(nebula) if nebula else total
 
 # %% ../../nbs/radio/03_telescope.ipynb #91ab8786
 @patch
@@ -188,11 +172,9 @@ def bandpass(self: Telescope) -> np.ndarray:
     Returns
     -------
     ndarray [channel]
-        Gain of each channel relative to the mean; ones if the recorder levels the channels.
+        Gain of each channel relative to the mean; ones if `edge` and `ripple` are zero.
     """
     place = (np.arange(self.nchans) + 0.5) / self.nchans
-    if self.levelled:
-        return np.ones(self.nchans)
     shape = 1 + self.ripple * np.cos(2 * np.pi * 3.3 * place)
     if self.edge:
         distance = np.minimum(place, 1 - place) / self.edge
@@ -217,7 +199,7 @@ def gain(self: Telescope, time_s: np.ndarray, seed: int) -> np.ndarray:
     ndarray
         Gain relative to that at which the levels were set.
     """
-    periods = self.drift_time_s * 2.0 ** np.arange(8)
+    periods = 60.0 * 2.0 ** np.arange(8)
     phases = 2 * np.pi * draws(seed, "gain").random(8)
     waves = np.cos(2 * np.pi * np.asarray(time_s)[..., None] / periods + phases)
     return 1 + self.drift * waves @ np.sqrt(2 * periods / periods.sum())
@@ -238,6 +220,6 @@ def digitise(self: Telescope, deviation: np.ndarray) -> np.ndarray:
     ndarray
         Integers from 0 to 2^nbits - 1, clipped; floating point for 32 bits.
     """
-    mean, sigma = self.levels
+    mean, sigma = self.noise
     value = mean + sigma * np.asarray(deviation)
     return value if self.nbits == 32 else np.clip(np.floor(value + 0.5), 0, 2**self.nbits - 1)
