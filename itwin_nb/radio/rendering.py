@@ -8,7 +8,7 @@ __all__ = ['POSITIONS', 'noise_table', 'pulse', 'Templates', 'make_templates', '
 # %% ../../nbs/radio/05_rendering.ipynb #2d1f95bf
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,17 +20,18 @@ from .source import Shape
 from .telescope import Telescope
 
 # %% ../../nbs/radio/05_rendering.ipynb #48aab84a
+_compiled = partial(njit, nogil=True, cache=__name__ != "__main__")  # a notebook's cells would find stale ones
 _STEP = uint64(0x9E3779B97F4A7C15)
 
 
-@njit(inline="always")
+@_compiled(inline="always")
 def _mixed(z):
     z = (z ^ (z >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> uint64(27))) * uint64(0x94D049BB133111EB)
     return z ^ (z >> uint64(31))
 
 # %% ../../nbs/radio/05_rendering.ipynb #422480e3
-@njit(cache=True)
+@_compiled()
 def _words(key, first, words):
     for i in range(len(words)):
         words[i] = _mixed(key + (first + uint64(i)) * _STEP)
@@ -74,7 +75,7 @@ def noise_table(order: float) -> np.ndarray:
 _REST = uint32((1 << _SHIFT) - 1)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@_compiled(fastmath=True)
 def _numbers(key, first, table, numbers):
     half = len(numbers) // 2
     words = np.empty(half, np.uint64)
@@ -254,7 +255,7 @@ class Signal(NamedTuple):
     templates: Templates
 
 # %% ../../nbs/radio/05_rendering.ipynb #1bdf834d
-@njit(cache=True, nogil=True, fastmath=True)
+@_compiled(fastmath=True)
 def _add_burst(power, row, tsamp, time, strength, first, begin, count, wave):
     rows, channels = power.shape
     for c in range(channels):
@@ -265,7 +266,7 @@ def _add_burst(power, row, tsamp, time, strength, first, begin, count, wave):
             power[t, c] += strength[c] * wave[at + t]
 
 # %% ../../nbs/radio/05_rendering.ipynb #39866688
-@njit(cache=True, nogil=True, fastmath=True)
+@_compiled(fastmath=True)
 def _add_bursts(power, row, tsamp, signal, stokes):
     templates = signal.templates
     early = [one.min() for one in templates.first_s]
@@ -276,7 +277,7 @@ def _add_bursts(power, row, tsamp, signal, stokes):
             _add_burst(power, row, tsamp, time, strength, *part, templates.wave[stokes])
 
 # %% ../../nbs/radio/05_rendering.ipynb #b0afc83f
-@njit(cache=True, nogil=True)
+@_compiled()
 def _time_part(patch, time, tsamp):
     since = time + tsamp / 2 - (patch.start_s if math.isfinite(patch.start_s) else 0.0)
     if patch.period_s > 0 and (since / patch.period_s) % 1.0 >= patch.duty:
@@ -284,7 +285,7 @@ def _time_part(patch, time, tsamp):
     return (min(patch.stop_s, time + tsamp) - max(patch.start_s, time)) / tsamp, since
 
 # %% ../../nbs/radio/05_rendering.ipynb #dc62526d
-@njit(cache=True, nogil=True, fastmath=True)
+@_compiled(fastmath=True)
 def _add_spectrum(row, centre, width, level, fch1, foff):
     step = abs(foff)
     half = (width + step) / 2
@@ -293,7 +294,7 @@ def _add_spectrum(row, centre, width, level, fch1, foff):
         row[c] += level * min(width, step, half - abs(fch1 + c * foff - centre)) / step
 
 # %% ../../nbs/radio/05_rendering.ipynb #f0e67629
-@njit(cache=True, nogil=True)
+@_compiled()
 def _add_patches(power, row, tsamp, fch1, foff, patches):
     for p in patches:
         first = max(0.0, math.floor(p.start_s / tsamp - row))
@@ -305,7 +306,7 @@ def _add_patches(power, row, tsamp, fch1, foff, patches):
                 _add_spectrum(power[t], centre, p.width_mhz, level, fch1, foff)
 
 # %% ../../nbs/radio/05_rendering.ipynb #b5805e1c
-@njit(cache=True, nogil=True)
+@_compiled()
 def _fill(power, row, band, signal, patches, stokes):
     tsamp, fch1, foff = band
     power[:] = 0 if stokes else 1
@@ -314,7 +315,7 @@ def _fill(power, row, band, signal, patches, stokes):
         _add_patches(power, row, tsamp, fch1, foff, patches)
 
 # %% ../../nbs/radio/05_rendering.ipynb #b87c0af5
-@njit(cache=True, nogil=True, fastmath=True)
+@_compiled(fastmath=True)
 def _record(out, power, gain, noise, offset, scale, highest):
     for c in range(len(out)):
         noise[c] = offset[c] + scale[c] * (gain * power[c]) * noise[c]
@@ -373,7 +374,7 @@ def make_recorder(telescope: Telescope) -> Recorder:
     return Recorder(tables, *_levels(telescope), 0 if telescope.nbits == 32 else 2**telescope.nbits - 1)
 
 # %% ../../nbs/radio/05_rendering.ipynb #ed79008c
-@njit(cache=True, nogil=True)
+@_compiled()
 def _render(out, row, band, signal, patches, key, recorder, gain):
     rows, channels = out.shape
     size = max(16, 2**15 // channels)
@@ -394,7 +395,7 @@ def _wishart_tables(order: float) -> np.ndarray:
     return np.stack([*gammas, *[_quantile_table(stats.norm(scale=math.sqrt(0.5)))] * 2])
 
 # %% ../../nbs/radio/05_rendering.ipynb #355ecdb7
-@njit(cache=True, nogil=True, fastmath=True)
+@_compiled(fastmath=True)
 def _wishart(power, gain, numbers):
     for c in range(power.shape[1]):
         i, q, u, v = power[0, c], power[1, c], power[2, c], power[3, c]
@@ -409,21 +410,21 @@ def _wishart(power, gain, numbers):
         numbers[2, c], numbers[3, c] = gain * 2 * first * x, -gain * 2 * first * y
 
 # %% ../../nbs/radio/05_rendering.ipynb #696f991e
-@njit(cache=True, nogil=True)
+@_compiled()
 def _draw(numbers, key, sample, tables):
     words = uint64(numbers.shape[1] // 2)
     for n in range(4):
         _numbers(key, uint64(4 * sample + n) * words, tables[n], numbers[n])
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def _record_stokes(out, numbers, ones, recorder):
     for n in range(4):
         levels = recorder.offset[n], recorder.scale[n], recorder.highest
         _record(out[n], ones, np.float32(1), numbers[n], *levels)
 
 # %% ../../nbs/radio/05_rendering.ipynb #89cdcf31
-@njit(cache=True, nogil=True)
+@_compiled()
 def _render_stokes(out, row, band, signal, patches, key, recorder, gain):
     rows, _, channels = out.shape
     size = max(16, 2**13 // channels)
