@@ -20,7 +20,7 @@ from .source import Shape
 from .telescope import Telescope
 
 # %% ../../nbs/radio/05_rendering.ipynb #48aab84a
-_compiled = partial(njit, nogil=True, cache=__name__ != "__main__")  # a notebook's cells would find stale ones
+_compiled = partial(njit, nogil=True, cache=__name__ != "__main__")  # no stale cells
 _STEP = uint64(0x9E3779B97F4A7C15)
 
 
@@ -297,8 +297,8 @@ def _add_spectrum(row, centre, width, level, fch1, foff):
 @_compiled()
 def _add_patches(power, row, tsamp, fch1, foff, patches):
     for p in patches:
-        first = max(0.0, math.floor(p.start_s / tsamp - row))
-        last = min(float(len(power)), math.ceil(p.stop_s / tsamp - row))
+        first = max(0.0, np.floor(p.start_s / tsamp - row))
+        last = min(float(len(power)), np.ceil(p.stop_s / tsamp - row))
         for t in range(int(first), int(last)):
             part, since = _time_part(p, (row + t) * tsamp, tsamp)
             if part > 0:

@@ -289,13 +289,27 @@ def _band_square(one: np.void, centre: np.ndarray, telescope: Telescope) -> np.n
     return np.sum((np.clip(reach, 0, min(one["width_mhz"], step)) / step) ** 2, axis=1)
 
 
+def _time_square(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Sum of the squared parts of samples that lie between two times, both in samples."""
+    whole = np.floor(last) - np.floor(first) - 1
+    ends = (np.floor(first) + 1 - first) ** 2 + (last - np.floor(last)) ** 2
+    return np.where(whole < 0, np.maximum(last - first, 0) ** 2, whole + ends)
+
+# %% ../../nbs/radio/06_synthesis.ipynb #080f0829
 def _patch_square(one: np.void, begin: np.ndarray, end: np.ndarray, telescope: Telescope) -> np.ndarray:
     """Squared S/N of a patch in each of some fragments."""
-    lasting = on_time(np.array([one]), begin, end) / telescope.tsamp_s
-    middle = (np.maximum(begin, one["start_s"]) + np.minimum(end, one["stop_s"])) / 2
-    since = middle - (one["start_s"] if np.isfinite(one["start_s"]) else 0)
-    band = _band_square(one, one["mhz"] + one["drift_mhz_s"] * since, telescope)
-    return telescope.order * one["level"] ** 2 * band * np.where(lasting < 1, lasting**2, lasting)
+    start = one["start_s"] if np.isfinite(one["start_s"]) else 0.0
+    first, last = np.maximum(begin, one["start_s"]), np.minimum(end, one["stop_s"])
+    band = np.zeros(len(begin))
+    moments = 16 if one["drift_mhz_s"] else 1
+    for part in (np.arange(moments) + 0.5) / moments:
+        since = first + part * (last - first) - start
+        band += _band_square(one, one["mhz"] + one["drift_mhz_s"] * since, telescope) / moments
+    if one["period_s"]:
+        time = on_time(np.array([one]), begin, end) / telescope.tsamp_s
+    else:
+        time = _time_square(first / telescope.tsamp_s, last / telescope.tsamp_s)
+    return telescope.order * one["level"] ** 2 * band * time
 
 # %% ../../nbs/radio/06_synthesis.ipynb #776cf72d
 @patch
