@@ -9,7 +9,6 @@ __all__ = ['ESTIMATORS', 'TrainConfig', 'reverse_kl', 'path_gradient', 'train', 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ..compute.distributed import run_group
-from ..core.errors import InputError, ItwinError, UsageError
+from ..core.errors import ItwinError, UsageError
 from ..core.provenance import Run
 from .actions import Marginal, Phi4
 from .flows import ContinuousFlow, Flow
 from ..learn.checkpoint import Checkpoint
 from ..learn.loop import Loop, average_gradients, make_fabric, part_of, whole
-from ..learn.registry import load_model, save_model
+from ..learn.registry import find_model, find_models, load_model, save_model
 from ..learn.track import Track
 
 if TYPE_CHECKING:
@@ -310,17 +309,7 @@ def save_flow(folder: str | Path, flow: Flow, metrics: Mapping, action: Phi4,
 # %% ../../nbs/lattice/05_training.ipynb #e3b2ccb2
 def shipped() -> list[str]:
     """List the names of the flows that come with the package."""
-    folder = resources.files("itwin_nb.lattice") / "weights"
-    return sorted(f.name for f in folder.iterdir()) if folder.is_dir() else []
-
-# %% ../../nbs/lattice/05_training.ipynb #d8cab9b0
-def _folder_of(name: str | Path) -> Path:
-    weights = resources.files("itwin_nb.lattice") / "weights"
-    folder = weights / str(name) if str(name) in shipped() else Path(name)
-    if not folder.is_dir():
-        raise InputError(f"there is no trained flow {name}: give a model folder, or one of the shipped flows "
-                         f"({', '.join(shipped())})")
-    return folder
+    return find_models("itwin_nb.lattice")
 
 # %% ../../nbs/lattice/05_training.ipynb #727c1429
 def pretrained(name: str | Path, shape: tuple[int, ...] | None = None, continuous: int | None = None) -> Flow:
@@ -346,5 +335,5 @@ def pretrained(name: str | Path, shape: tuple[int, ...] | None = None, continuou
     InputError
         If there's no such model, or its files are damaged.
     """
-    flow = load_model(_folder_of(name), lambda config: Flow(**config["flow"]))
+    flow = load_model(find_model(name, "itwin_nb.lattice"), lambda config: Flow(**config["flow"]))
     return flow.resize(tuple(shape or flow.lattice.shape), continuous)

@@ -101,6 +101,12 @@ def _integral(x: np.ndarray, sigma: float, tau: float) -> np.ndarray:
     return gaussian - tau * (cumulative - tau * _modified(x, sigma, tau))
 
 # %% ../../nbs/radio/05_rendering.ipynb #5d67cb30
+def _arrived(x: np.ndarray, least: float, sigma: Any, smearing: Any, tau: Any) -> np.ndarray:
+    sigma, smearing, tau = (np.maximum(part, least) for part in (sigma, smearing, tau))
+    ends = (_integral(x + side * smearing / 2, sigma, tau) for side in (1, -1))
+    return (next(ends) - next(ends)) / smearing
+
+# %% ../../nbs/radio/05_rendering.ipynb #d9cc7354
 def pulse(x_s: np.ndarray, tsamp_s: float, sigma_s: float, smearing_s: float, tau_s: float) -> np.ndarray:
     """
     Compute what a sample holds of a pulse of unit fluence.
@@ -119,11 +125,8 @@ def pulse(x_s: np.ndarray, tsamp_s: float, sigma_s: float, smearing_s: float, ta
     ndarray
         Mean density of fluence in the sample, 1/s.
     """
-    least = 1e-3 * tsamp_s
-    sigma, tau, half = max(sigma_s, least), max(tau_s, least), max(smearing_s, least) / 2
-    ends = (x_s + tsamp_s + half, x_s + tsamp_s - half, x_s + half, x_s - half)
-    late, early, before, long_before = (_integral(x, sigma, tau) for x in ends)
-    return (late - early - before + long_before) / (2 * half * tsamp_s)
+    blur = 1e-3 * tsamp_s, sigma_s, smearing_s, tau_s
+    return (_arrived(x_s + tsamp_s, *blur) - _arrived(x_s, *blur)) / tsamp_s
 
 # %% ../../nbs/radio/05_rendering.ipynb #75ba0b55
 class Templates(NamedTuple):
@@ -151,32 +154,44 @@ class Templates(NamedTuple):
 POSITIONS = 8
 
 
-def _grid(tsamp_s: float, sigma: float, smearing: float, tau: float) -> tuple[float, np.ndarray]:
-    """Beginning of a template, and those of its samples, s after the pulse's centre [position, sample]."""
-    first = -4 * sigma - smearing / 2 - tsamp_s
-    count = math.ceil((4 * sigma + smearing / 2 + 9.2 * tau - first) / tsamp_s)
-    position = (np.arange(POSITIONS)[:, None] + 0.5) / POSITIONS
-    return first, first + tsamp_s * (np.arange(count) + position)
+class _Blur(NamedTuple):
+    sigma: np.ndarray
+    smearing: np.ndarray
+    tau: np.ndarray
+
+
+def _extent(blur: _Blur, tsamp_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Beginning of each channel's template, s after the pulse's centre, and its length in samples."""
+    reach = 4 * blur.sigma + blur.smearing / 2
+    return -reach - tsamp_s, np.ceil((2 * reach + 9.2 * blur.tau) / tsamp_s).astype(int) + 1
+
+# %% ../../nbs/radio/05_rendering.ipynb #a58dc268
+_AT = (np.arange(POSITIONS) + 0.5) / POSITIONS
+
+
+def _edges(first: np.ndarray, count: np.ndarray, tsamp_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Channel, number and time of each edge of a sample, in the order of the templates."""
+    rows = np.repeat(count + 1, POSITIONS)
+    number = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+    channel = np.repeat(np.arange(len(count)), POSITIONS * (count + 1))
+    at = np.repeat(np.tile(_AT, len(count)), rows)
+    return channel, number, first[channel] + tsamp_s * (number + at)
+
+
+def _waves(blur: _Blur, tsamp_s: float) -> np.ndarray:
+    channel, number, x = _edges(*_extent(blur, tsamp_s), tsamp_s)
+    arrived = _arrived(x, 1e-3 * tsamp_s, *(part[channel] for part in blur))
+    return (np.diff(arrived) / tsamp_s)[number[1:] > 0]
 
 # %% ../../nbs/radio/05_rendering.ipynb #28961cc1
-class _Channel(NamedTuple):
-    offset: float
-    faraday: complex
-    sigma: float
-    smearing: float
-    tau: float
-
-
 def _faraday(medium: Medium, frequency: np.ndarray, width: float) -> np.ndarray:
     low, middle, high = (medium.faraday_angle(frequency + part * width) for part in (-0.5, 0, 0.5))
     return np.exp(2j * middle) * np.sinc((low - high) / np.pi)
 
 # %% ../../nbs/radio/05_rendering.ipynb #b2ac99fc
-def _channels(telescope: Telescope, medium: Medium, shape: Shape) -> Iterator[_Channel]:
+def _blur(telescope: Telescope, medium: Medium, sigma: np.ndarray) -> _Blur:
     frequency, width = telescope.frequencies_mhz, abs(telescope.foff_mhz)
-    offset, sigma, _ = shape.at(frequency)
-    blur = medium.smearing_s(frequency, width), medium.scattering_s(frequency)
-    return map(_Channel, offset, _faraday(medium, frequency, width), sigma, *blur)
+    return _Blur(sigma, medium.smearing_s(frequency, width), medium.scattering_s(frequency) + 0 * frequency)
 
 # %% ../../nbs/radio/05_rendering.ipynb #046dcd72
 def _slices(shape: Shape, offset: float, sigma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -187,22 +202,33 @@ def _slices(shape: Shape, offset: float, sigma: float) -> tuple[np.ndarray, np.n
     return place, np.fft.ifft(transformed * np.exp((2 * np.pi * np.fft.fftfreq(32)) ** 2 / 2)).real
 
 # %% ../../nbs/radio/05_rendering.ipynb #cd7500c7
-def _polarised(x: np.ndarray, tsamp_s: float, shape: Shape, channel: _Channel) -> np.ndarray:
+def _polarised(x: np.ndarray, tsamp_s: float, shape: Shape, offset: float, faraday: complex,
+               blur: _Blur) -> np.ndarray:
     """Density of Q, U and V in samples that begin at x [stokes, position, sample]."""
-    place, (q, u, v) = _slices(shape, channel.offset, channel.sigma)
-    turned = (q + 1j * u) * channel.faraday
+    place, (q, u, v) = _slices(shape, offset, blur.sigma)
+    turned = (q + 1j * u) * faraday
     grid = np.arange(x.min() - place[-1], x.max() - place[0] + tsamp_s, tsamp_s / 16)
-    wave = pulse(grid, tsamp_s, channel.sigma / 3, channel.smearing, channel.tau)
+    wave = pulse(grid, tsamp_s, blur.sigma / 3, blur.smearing, blur.tau)
     slices = [np.interp(x - at, grid, wave) for at in place]
     return np.tensordot([turned.real, turned.imag, v], slices, 1)
 
 # %% ../../nbs/radio/05_rendering.ipynb #f59151bb
-def _template(telescope: Telescope, shape: Shape, channel: _Channel) -> tuple[float, np.ndarray]:
-    first, x = _grid(telescope.tsamp_s, *channel[2:])
-    wave = pulse(x, telescope.tsamp_s, *channel[2:])[None]
-    if telescope.stokes:
-        wave = np.concatenate([wave, _polarised(x, telescope.tsamp_s, shape, channel)])
-    return first, wave.reshape(len(wave), -1)
+_CHANNELS = 64
+
+
+def _intensity(blur: _Blur, tsamp_s: float) -> np.ndarray:
+    parts = zip(*(np.split(part, range(_CHANNELS, len(part), _CHANNELS)) for part in blur))
+    return np.concatenate([_waves(_Blur(*part), tsamp_s) for part in parts])[None].astype(np.float32)
+
+
+def _stokes(telescope: Telescope, medium: Medium, shape: Shape, blur: _Blur) -> np.ndarray:
+    offset, tsamp = shape.at(telescope.frequencies_mhz)[0], telescope.tsamp_s
+    faraday = _faraday(medium, telescope.frequencies_mhz, abs(telescope.foff_mhz))
+    waves = []
+    for *place, begin, count, one in zip(offset, faraday, *_extent(blur, tsamp), map(_Blur, *blur)):
+        x = begin + tsamp * (np.arange(count) + _AT[:, None])
+        waves.append(_polarised(x, tsamp, shape, *place, one).reshape(3, -1))
+    return np.concatenate(waves, axis=1).astype(np.float32)
 
 # %% ../../nbs/radio/05_rendering.ipynb #cc87a319
 def make_templates(telescope: Telescope, medium: Medium, shapes: Sequence[Shape]) -> Templates:
@@ -223,15 +249,17 @@ def make_templates(telescope: Telescope, medium: Medium, shapes: Sequence[Shape]
     Templates
         Of total intensity, or of the four Stokes parameters if the telescope records them.
     """
-    frequency = telescope.frequencies_mhz
-    offset, _, spectrum = (np.array(part) for part in zip(*(shape.at(frequency) for shape in shapes)))
-    pairs = [(one, channel) for one in shapes for channel in _channels(telescope, medium, one)]
-    made = [_template(telescope, *pair) for pair in pairs]
-    size = np.array([wave.shape[1] for _, wave in made])
-    first = np.reshape([first for first, _ in made], offset.shape) + offset
-    begin, count = np.reshape([np.cumsum(size) - size, size // POSITIONS], (2, *offset.shape))
-    wave = np.concatenate([wave for _, wave in made], axis=1).astype(np.float32)
-    return Templates(first + dispersion_delay(medium.dm, frequency), begin, count, wave, spectrum)
+    frequency, tsamp = telescope.frequencies_mhz, telescope.tsamp_s
+    offset, sigma, spectrum = (np.array(part) for part in zip(*(shape.at(frequency) for shape in shapes)))
+    blurs = [_blur(telescope, medium, one) for one in sigma]
+    first, count = (np.array(part) for part in zip(*(_extent(one, tsamp) for one in blurs)))
+    waves = [_intensity(one, tsamp) for one in blurs]
+    if telescope.stokes:
+        polarised = (_stokes(telescope, medium, *pair) for pair in zip(shapes, blurs))
+        waves = [np.concatenate(pair) for pair in zip(waves, polarised)]
+    end = np.cumsum(POSITIONS * count).reshape(count.shape)
+    late = first + offset + dispersion_delay(medium.dm, frequency)
+    return Templates(late, end - POSITIONS * count, count, np.concatenate(waves, axis=1), spectrum)
 
 # %% ../../nbs/radio/05_rendering.ipynb #51753cbd
 class Signal(NamedTuple):

@@ -598,6 +598,7 @@ class Emission:
 
     def __init__(self, pulsar: Pulsar, start_mjd: float, duration_s: float, seed: int) -> None:
         self.pulsar, self.duration_s, self.seed = pulsar, duration_s, seed
+        self.components = () if pulsar.giants and not pulsar.flux_jy else pulsar.components
         self.spin = pulsar.spin.at(start_mjd)
         self.period_s = 1 / self.spin.f0_hz
         self.medium = pulsar.medium
@@ -619,7 +620,7 @@ def _shape(self: Emission, one: Component) -> Shape:
 def shapes(self: Emission) -> list[Shape]:
     """Shapes of its bursts: one per component, and one of giant pulses."""
     pulsar, giants = self.pulsar, self.pulsar.giants
-    made = [self._shape(one) for one in pulsar.components]
+    made = [self._shape(one) for one in self.components]
     if giants:
         last = 0.0, 0.0, 0.0, pulsar.reference_mhz, pulsar.polarisation, self.period_s
         made.append(Shape(giants.width_s, giants.spectral_index, *last))
@@ -736,7 +737,7 @@ def _giants(self: Emission, epoch: int) -> np.ndarray:
     phase, width = np.array([(one.phase, one.width) for one in giants.windows])[window].T
     rotation = np.floor(self.spin.turns((epoch + uniform[:, 1]) * EPOCH_S))
     times = self.spin.times_s(rotation + phase + width * random.standard_normal(len(uniform)))
-    return _bursts(times, len(self.pulsar.components), giants.fluences(uniform[:, 2]), rotation)
+    return _bursts(times, len(self.components), giants.fluences(uniform[:, 2]), rotation)
 
 # %% ../../nbs/radio/02_source.ipynb #d12c09d3
 @patch

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 ITWIN = Path(sys.executable).with_name("itwin")
-PARAMETERS = dict(L=4, lam=8.0, steps=800, batch=64, samples=2048, hmc_chains=8, hmc_configs=800, hmc_every=1)
+PARAMETERS = dict(L=4, lam=8.0, steps=400, batch=64, samples=2048, hmc_chains=8, hmc_configs=800, hmc_every=1)
 
 
 def start(out, *options):
