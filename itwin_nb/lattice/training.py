@@ -6,8 +6,7 @@
 __all__ = ['ESTIMATORS', 'TrainConfig', 'reverse_kl', 'path_gradient', 'train', 'save_flow', 'shipped', 'pretrained']
 
 # %% ../../nbs/lattice/05_training.ipynb #1b8047c0
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from ..core.provenance import Run
 from .actions import Marginal, Phi4
 from .flows import ContinuousFlow, Flow
 from ..learn.checkpoint import Checkpoint
-from ..learn.loop import Loop, average_gradients, make_fabric, part_of, whole
+from ..learn.loop import Loop, average_gradients, make_fabric, one_thread, part_of, whole
 from ..learn.registry import find_model, find_models, load_model, save_model
 from ..learn.track import Track
 
@@ -190,18 +189,8 @@ def _checkpoint(path: str | Path | None, action: Phi4, config: TrainConfig, stat
     return Checkpoint(path, config=asked, **state) if path else None
 
 # %% ../../nbs/lattice/05_training.ipynb #e87f34c8
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-# %% ../../nbs/lattice/05_training.ipynb #aacedd53
 def _iterate(loop: Loop, fabric: Any, action: Phi4, config: TrainConfig, state: dict) -> None:
-    with _one_thread():
+    with one_thread():
         for step in loop:
             loop.log(**_step(fabric, action, config, step, **state))
     _set_steps(state["flow"])

@@ -10,7 +10,6 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor
 from ..compute.distributed import run_group
 from ..core.errors import ItwinError, UsageError
 from ..learn.checkpoint import Checkpoint
-from ..learn.loop import Loop, average_gradients, make_fabric
+from ..learn.loop import Loop, average_gradients, make_fabric, one_thread
 from ..learn.track import Track
 from .classifier import SEEN, UNSEEN, Classifier, loss
 from .fragments import SIZE, Fragments, fragments
@@ -43,8 +42,8 @@ def _check(one: "Scenes") -> None:
     shares = one.pulses, one.narrow, one.broad
     if not all(0 <= share < 1 for share in shares):
         raise UsageError(f"pulses, narrow and broad are {shares}: give shares of fragments, below 1.")
-    if one.fragments < 8 or one.populations < 1 or not 0 < one.dm[0] <= one.dm[1]:
-        raise UsageError("Scenes need at least 8 fragments, a population and dispersion measures above 0.")
+    if one.fragments < 8 or one.populations < 1 or not 0 < one.dm[0] <= one.dm[1] or one.slope <= 0:
+        raise UsageError("Scenes need 8 fragments, a population, dispersion measures and a slope above 0.")
 
 # %% ../../nbs/radio/14_training.ipynb #a75eba49
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ class Scenes:
     dm, snr, width_s, tau_s, spectral_index : tuple of float
         Ranges of the target's dispersion measure, pc/cm^3, and of the pulses: signal-to-noise ratio, full
         width, scattering time at 1400 MHz, s, power of the frequency.
+    slope : float
+        Power law of the pulses' number, N(>S/N) ~ S/N^-slope; above 0.
     pulses, narrow, broad : float
         Shares of fragments with a pulse, with narrow-band and with broadband interference.
     families : tuple of str
@@ -74,10 +75,11 @@ class Scenes:
 
     telescope: str = "Effelsberg_7beam"
     dm: tuple[float, float] = (10.0, 120.0)
-    snr: tuple[float, float] = (5.0, 60.0)
+    snr: tuple[float, float] = (5.0, 200.0)
     width_s: tuple[float, float] = (5e-5, 8e-4)
     tau_s: tuple[float, float] = (5e-5, 1e-3)
     spectral_index: tuple[float, float] = (-3.5, 0.5)
+    slope: float = 1.0
     pulses: float = 0.3
     narrow: float = 0.35
     broad: float = 0.35
@@ -93,9 +95,6 @@ def seconds(self: Scenes) -> float:
     return self.fragments * SIZE * Telescope.preset(self.telescope).tsamp_s
 
 # %% ../../nbs/radio/14_training.ipynb #346a5a10
-_FLAT = 1e-3
-
-
 def _log_uniform(random: np.random.Generator, ends: tuple[float, float]) -> float:
     return float(np.exp(random.uniform(*np.log(ends))))
 
@@ -109,7 +108,7 @@ def _population(
     medium = Medium(dm=dm, tau_s=tau, reference_mhz=1400.0)
     unit = burst_snr(telescope, medium, Shape(width, index))
     rate = -math.log1p(-self.pulses) / (SIZE * telescope.tsamp_s * self.populations)
-    energies = self.snr[0] / unit, self.snr[1] / unit, _FLAT
+    energies = self.snr[0] / unit, self.snr[1] / unit, self.slope
     giants = Giants(rate, *energies, width, index, (Window(0.0, 0.3),))
     spin = Spin(1.0, phase=random.random())
     return Pulsar(f"population {number}", spin, 0.0, medium=medium, giants=giants)
@@ -233,7 +232,7 @@ class TrainConfig:
         If a number is out of range.
     """
 
-    steps: int = 10000
+    steps: int = 6000
     batch: int = 64
     rate: float = 3e-3
     decay: float = 1e-3
@@ -307,18 +306,8 @@ def _checkpoint(
     return Checkpoint(path, config=asked, **state) if path else None
 
 # %% ../../nbs/radio/14_training.ipynb #e53e29ee
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-# %% ../../nbs/radio/14_training.ipynb #776d5cca
 def _iterate(loop: Loop, fabric: Any, scenes: Scenes, config: TrainConfig, state: dict) -> None:
-    with _one_thread():
+    with one_thread():
         for _, batch in zip(loop, _batches(scenes, config, loop.step, fabric)):
             loop.log(**_step(fabric, batch, **state))
     state["classifier"].cpu().eval()
