@@ -139,7 +139,14 @@ def average_gradients(fabric: "Fabric", parameters: Iterable[torch.nn.Parameter]
 # %% ../../nbs/learn/01_loop.ipynb #51ae66bd
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let PyTorch compute with one thread inside a `with` block."""
+    """
+    Let PyTorch compute with one thread inside a `with` block.
+
+    Yields
+    ------
+    None
+        While that is so.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

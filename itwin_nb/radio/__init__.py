@@ -9,18 +9,31 @@ __all__ = ['Classifier', 'Size', 'crosscheck', 'fold', 'calibrate', 'evaluate', 
            'Telescope', 'Scenes', 'TrainConfig', 'train']
 
 # %% ../../nbs/radio/19_front_door.ipynb #2dc40f65
-from .classifier import Classifier, Size
+from importlib import import_module
+from typing import Any
+
 from .crosscheck import crosscheck, fold
 from .evaluation import calibrate, evaluate, matched_filter
 from .formats import create, open_observation
 from .interference import Interference
 from .ism import Medium
-from .labeller import Labeller, calibrated, labelled_stream, pretrained, save_labeller
 from .source import Pulsar, Transient
-from .stream import classify, follow, keep, rates
 from .synthesis import Observation, burst_snr, simulate
 from .telescope import Telescope
-from .training import Scenes, TrainConfig, train
+
+# %% ../../nbs/radio/19_front_door.ipynb #6091dc77
+_LEARNING = {
+    "classifier": ("Classifier", "Size"), "training": ("Scenes", "TrainConfig", "train"),
+    "labeller": ("Labeller", "calibrated", "labelled_stream", "pretrained", "save_labeller"),
+    "stream": ("classify", "follow", "keep", "rates"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LEARNING.items():
+        if name in names:
+            return getattr(import_module(f"itwin_nb.radio.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 # %% ../../nbs/radio/19_front_door.ipynb #9ab7ce2f
 _all_ = ["Classifier", "Size", "crosscheck", "fold", "calibrate", "evaluate", "matched_filter", "create",

@@ -8,6 +8,7 @@ __all__ = ['DISPERSION', 'RAYS', 'FINEST', 'Medium', 'dispersion_delay', 'galact
 # %% ../../nbs/radio/01_ism.ipynb #41e05241
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -221,14 +222,18 @@ def _averaged_variance(widths: np.ndarray) -> np.ndarray:
 FINEST = 32
 
 
+@lru_cache(maxsize=2)
+def _fine_phases(screen: Screen, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Phases of the rays at `count` frequencies of each channel."""
+    centres = np.asarray(screen.frequencies_mhz)[:, None]
+    return screen._phases((centres + screen.width_mhz * ((np.arange(count) + 0.5) / count - 0.5)).ravel())
+
+
 @patch
 def _sampled(self: Screen, times_s: np.ndarray, count: int) -> np.ndarray:
     """Intensity [time, channel], averaged over `count` frequencies of each channel."""
-    centres = np.asarray(self.frequencies_mhz)[:, None]
-    fine = centres + self.width_mhz * ((np.arange(count) + 0.5) / count - 0.5)
-    phases = self._phases(fine.ravel())
-    sampled = np.stack([_intensity(*phases, time) for time in times_s])
-    return sampled.reshape(len(times_s), len(centres), count).mean(axis=2)
+    sampled = np.stack([_intensity(*_fine_phases(self, count), time) for time in times_s])
+    return sampled.reshape(len(times_s), -1, count).mean(axis=2)
 
 # %% ../../nbs/radio/01_ism.ipynb #30e9e0dc
 @patch

@@ -204,8 +204,8 @@ def _card(scenes: Scenes) -> dict[str, str]:
     return {
         "about": "Log-odds of a pulse, narrow-band and broadband interference in fragments of 256 samples, "
                  f"for recordings like those of {scenes.telescope}. Inputs: the fragment in 32 bands as it "
-                 "is and dedispersed, in standard deviations of the noise, and statistics of its channels, as "
-                 "`itwin_nb.radio.fragments` prepares them.",
+                 "is and dedispersed, in standard deviations of the noise, and statistics of its channels, "
+                 "as `itwin_nb.radio.fragments` prepares them.",
         "use": "`itwin_nb.radio.classify(path, dm)`.",
         "limits": f"Learned from synthetic pulses of DM {dm} pc/cm^3 and widths of {width} s, and from the "
                   f"interference {', '.join(scenes.families)}. Pulses that are much wider than a fragment "

@@ -9,7 +9,7 @@ __all__ = ['SEEN', 'Observation', 'Synthesis', 'simulate', 'burst_snr']
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,10 @@ class Synthesis(Recording):
     def _all_templates(self) -> Templates:
         return _joined(self._templates)
 
+    @cached_property
+    def _growths(self) -> list[list[tuple[float, np.ndarray]]]:
+        return [self._growths_of(number) for number in range(len(self._emissions))]
+
 # %% ../../nbs/radio/06_synthesis.ipynb #76c8150d
 def simulate(observation: Observation) -> Synthesis:
     """
@@ -168,10 +172,16 @@ def sefd_jy(self: Synthesis) -> np.ndarray:
     return self.observation.telescope.sefd(sources[0].nebula if sources else None)
 
 # %% ../../nbs/radio/06_synthesis.ipynb #7a5c76a6
+@lru_cache(maxsize=64)
+def _knot(screen: Screen, time_s: float) -> np.ndarray:
+    return screen.gain(np.array([time_s]))[0]
+
+
 def _interpolated(times_s: np.ndarray, step_s: float, screen: Screen) -> np.ndarray:
     place = times_s / step_s
     knots = np.arange(math.floor(place.min()), math.floor(place.max()) + 2)
-    gains, low = screen.gain(knots * step_s), np.floor(place).astype(int) - knots[0]
+    gains = np.stack([_knot(screen, time) for time in knots * step_s])
+    low = np.floor(place).astype(int) - knots[0]
     part = (place - np.floor(place))[:, None]
     return (1 - part) * gains[low] + part * gains[low + 1]
 
@@ -245,16 +255,23 @@ def _growth(
 
 # %% ../../nbs/radio/06_synthesis.ipynb #e2d7bba5
 @patch
-def _pulses(self: Synthesis, number: int, start_s: float, stop_s: float) -> Iterator[tuple[Any, ...]]:
-    """Rotations, beginnings, squared S/N and growth of a source's bursts, for each of its shapes."""
+def _growths_of(self: Synthesis, number: int) -> list[tuple[float, np.ndarray]]:
     telescope, templates = self.observation.telescope, self._templates[number]
     delays = dispersion_delay(self._emissions[number].medium.dm, telescope.frequencies_mhz)
+    weights = templates.spectrum / self.sefd_jy
+    return [_growth(templates, *one, delays, telescope.tsamp_s) for one in enumerate(weights)]
+
+# %% ../../nbs/radio/06_synthesis.ipynb #acb14aef
+@patch
+def _pulses(self: Synthesis, number: int, start_s: float, stop_s: float) -> Iterator[tuple[Any, ...]]:
+    """Rotations, beginnings, squared S/N and growth of a source's bursts, for each of its shapes."""
+    telescope, spectrum = self.observation.telescope, self._templates[number].spectrum / self.sefd_jy
+    earliest = dispersion_delay(self._emissions[number].medium.dm, telescope.frequencies_mhz.max())
     bursts, strengths = self._bursts(number, start_s, stop_s)
     for shape in np.unique(bursts["shape"]):
-        chosen, weights = bursts["shape"] == shape, templates.spectrum[shape] / self.sefd_jy
-        begin, growth = _growth(templates, shape, weights, delays, telescope.tsamp_s)
-        power = telescope.order * np.mean(strengths[chosen] ** 2, axis=1) / np.mean(weights**2)
-        starts = bursts["time_s"][chosen] + delays.min() + begin
+        chosen, (begin, growth) = bursts["shape"] == shape, self._growths[number][shape]
+        power = telescope.order * np.mean(strengths[chosen] ** 2, axis=1) / np.mean(spectrum[shape] ** 2)
+        starts = bursts["time_s"][chosen] + earliest + begin
         yield bursts["rotation"][chosen], starts / telescope.tsamp_s, power, growth
 
 # %% ../../nbs/radio/06_synthesis.ipynb #06cd995b

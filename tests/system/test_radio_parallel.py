@@ -30,6 +30,7 @@ from itwin_nb.radio.synthesis import Observation, simulate
 from itwin_nb.radio.telescope import Telescope
 
 ITWIN = Path(sys.executable).with_name("itwin")
+COPIES = Path(os.environ.get("ITWIN_DATA", Path(__file__).parents[3] / "shared" / "data")) / "radio"
 TOOLS = Path(os.environ.get("ITWIN_TEST_RADIO", "/var/tmp/itwin-radio"))
 SUFFIXES = (".fil", ".fits")
 FRAGMENT_S = 256 * 102.4e-6
@@ -340,6 +341,15 @@ def test_run_in_the_lake_is_read_through_the_catalogue(tmp_path, monkeypatch):
         assert recording.header.source == "Crab" and np.array_equal(recording.read(), synthesis.read())
     truth = shelf["simulated-truth"](observation="crab-test")
     pd.testing.assert_frame_equal(truth, synthesis.truth(), rtol=1e-5, check_dtype=False)
+
+
+def test_published_recording_is_what_the_catalogue_says():
+    source = open_catalog().radio["parkes-uwl-crab"].source
+    if not (COPIES / Path(source.path).name).exists():
+        pytest.skip(f"{source.path} isn't here: get it from {source.repository}")
+    recording = open_catalog(copies=COPIES).radio["parkes-uwl-crab"]()
+    ends = recording.header.frequencies_mhz[[0, -1]]
+    assert recording.header.nchans == 832 and ends.tolist() == [4030, 706] and 2.0 < recording.duration_s < 2.2
 
 
 def test_catalogue_of_the_package_becomes_one_of_intake(tmp_path):
