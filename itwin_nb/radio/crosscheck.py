@@ -126,7 +126,8 @@ def _heard_there(python: str, tool: str, path: str) -> dict[str, Any]:
         f"print(json.dumps(_heard(_{tool}, sys.argv[1])))",
     ]
     command = [python, "-c", "from __future__ import annotations\n" + "\n".join(source), path]
-    done = subprocess.run(command, capture_output=True, text=True)
+    beside = {**os.environ, "MPLBACKEND": "agg"}  # not the backend of a notebook
+    done = subprocess.run(command, env=beside, capture_output=True, text=True)
     if done.returncode:
         raise ItwinError(f"{tool} doesn't run with {python}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -434,7 +434,8 @@ def _write_block(recording: Recording, writer: Writer, start: int, count: int) -
 def _on_workers(client: Any, task: Callable[[int], None], starts: range) -> Iterator[None]:
     from dask.distributed import as_completed
 
-    for future in as_completed([client.submit(task, start, pure=False) for start in starts]):
+    futures = [client.submit(task, start, pure=False) for start in starts]
+    for future in as_completed(futures, loop=client.loop):
         yield future.result()
 
 # %% ../../nbs/radio/06_synthesis.ipynb #8b99de37

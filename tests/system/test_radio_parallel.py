@@ -80,7 +80,7 @@ def write_together(folder, client, alone):
 # Any number of workers, here and on SLURM
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_same_bytes_from_any_number_of_workers(tmp_path, alone, workers):
     with make_cluster("local", jobs=workers) as client:
         assert list(map(len, write_together(tmp_path, client, alone))) == [workers, workers]
@@ -113,6 +113,7 @@ def wait_for_samples(folder, megabytes=5, running=lambda: True):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_killed_worker_changes_nothing(tmp_path, alone, suffix):
     path, expected = tmp_path / f"file{suffix}", alone(suffix, 80.0)
@@ -146,6 +147,7 @@ def test_disk_that_is_too_small(small_disk, suffix):
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_disk_that_fills_up_meanwhile(small_disk, suffix, workers):
@@ -218,6 +220,7 @@ def test_synthesis_workflow(tmp_path, alone, name, workers):
     check_synthesis(tmp_path / "run", path, observe())
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_synthesis_workflow_on_slurm(tmp_path, alone):
     site = {"partition": "batch", "interface": "lo", "memory": "1500 MiB", "patience": 90, "scratch": str(tmp_path / "scratch")}
@@ -229,6 +232,7 @@ def test_synthesis_workflow_on_slurm(tmp_path, alone):
     check_synthesis(tmp_path / "run", path, observe())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_interrupted_synthesis_leaves_no_part_and_is_made_again(tmp_path, alone, workers):
     asked = words(duration_s=80.0, workers=workers)
@@ -257,6 +261,7 @@ def test_killed_synthesis_is_made_again(tmp_path, alone):
     assert checksums(out / "observation.fil") == alone(".fil", 80.0) and parts(out) == []
 
 
+@pytest.mark.slow
 def test_synthesis_on_a_disk_that_is_too_small(small_disk, tmp_path):
     said = finish(start(tmp_path, "radio_synthesis", *words(), "--out", "disk/run"), status=1)
     assert said.count("\n") == 1 and "are left on its disk: free some space" in said
@@ -302,6 +307,7 @@ def test_crosscheck_workflow_finds_its_own_pulsar(tmp_path):
     assert found["crc32_your"] == found["crc32_itwin_nb"]
 
 
+@pytest.mark.slow
 def test_crosscheck_workflow_reads_psrfits(tmp_path):
     path = observe(source="B0329+54", families=()).write(tmp_path / "file.fits")
     finish(start(tmp_path, "radio_crosscheck", "-p", "path", path, "--out", "run", **peers()))
