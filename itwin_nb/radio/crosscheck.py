@@ -27,7 +27,7 @@ import pandas as pd
 
 from ..core.errors import ItwinError, UsageError, require
 from .formats import open_observation
-from .ism import dispersion_delay
+from .fragments import delays
 from .psrfits import Psrfits
 from .recording import Recording
 
@@ -202,22 +202,19 @@ def _agree(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
 
 # %% ../../nbs/radio/18_crosscheck.ipynb #840a88af
 @numba.njit(nogil=True)
-def _add(series: np.ndarray, block: np.ndarray, start: int, delays: np.ndarray) -> None:
+def _add(series: np.ndarray, block: np.ndarray, start: int, late: np.ndarray) -> None:
     for time in range(len(block)):
-        for channel, delay in enumerate(delays):
+        for channel, delay in enumerate(late):
             if 0 <= start + time - delay < len(series):
                 series[start + time - delay] += block[time, channel]
 
 # %% ../../nbs/radio/18_crosscheck.ipynb #5abcf475
 def _delays(recording: Recording, dm: float) -> np.ndarray:
-    if not 0 <= dm < math.inf:
-        raise UsageError(f"dm is {dm}: give a dispersion measure that isn't negative.")
-    arrival_s = dispersion_delay(dm, recording.header.frequencies_mhz)
-    delays = np.rint((arrival_s - arrival_s.min()) / recording.header.tsamp_s).astype(np.int64)
-    if delays.max() >= recording.n_samples:
-        what = f"At DM {dm} the band arrives over {delays.max()} samples, and {recording.path.name}"
+    late = delays(recording.header, dm)
+    if late.max() >= recording.n_samples:
+        what = f"At DM {dm} the band arrives over {late.max()} samples, and {recording.path.name}"
         raise UsageError(f"{what} has {recording.n_samples}: choose a lower DM or a longer file.")
-    return delays
+    return late
 
 # %% ../../nbs/radio/18_crosscheck.ipynb #0bafd558
 def dedispersed_series(recording: Recording, dm: float) -> np.ndarray:
@@ -242,10 +239,10 @@ def dedispersed_series(recording: Recording, dm: float) -> np.ndarray:
     UsageError
         If the delay is longer than the recording, or `dm` isn't a finite number >= 0.
     """
-    delays = _delays(recording, dm)
-    series = np.zeros(recording.n_samples - delays.max())
+    late = _delays(recording, dm)
+    series = np.zeros(recording.n_samples - late.max())
     for start, block in recording.blocks(BLOCK):
-        _add(series, block[:, 0], start, delays)
+        _add(series, block[:, 0], start, late)
     return series
 
 # %% ../../nbs/radio/18_crosscheck.ipynb #36da5080

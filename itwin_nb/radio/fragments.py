@@ -284,18 +284,18 @@ def stretch(header: Header) -> int:
 
 # %% ../../nbs/radio/12_fragments.ipynb #a597adc6
 class _Noise:
-    def __init__(self, levels: Levels, length: int | None = None) -> None:
+    def __init__(self, levels: Levels, length: int) -> None:
         self.levels, self._length, self._seen = levels, length, []
 
     def add(self, block: np.ndarray, count: int) -> None:
-        self._seen.extend(_moments(block, count) if self._length else ())
-        if self._length and len(self._seen) == self._length:
+        self._seen.extend(_moments(block, count))
+        if len(self._seen) == self._length:
             self.levels, self._seen = _levels(np.stack(self._seen)), []
 
     def parts(self, block: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, int]]:
         """Pieces of a block, and how many fragments of them have the levels that are now valid."""
         while count:
-            whole = min(count, self._length - len(self._seen)) if self._length else count
+            whole = min(count, self._length - len(self._seen))
             yield block, whole
             self.add(block, whole)
             block, count = block[whole * SIZE :], count - whole
@@ -325,10 +325,10 @@ def _prepared(
 
 # %% ../../nbs/radio/12_fragments.ipynb #6a0e184b
 def fragments(
-    recording: Recording, dm: float, levels: Levels | None = None, batch: int = 256, first: int = 0
+    recording: Recording, dm: float, batch: int = 256, first: int = 0
 ) -> Iterator[Fragments]:
     """
-    Prepare all fragments of a recording.
+    Prepare all fragments of a recording; levels are renewed every ten seconds, from the ten before.
 
     Parameters
     ----------
@@ -336,8 +336,6 @@ def fragments(
         Where they come from.
     dm : float
         Dispersion measure of the target, pc/cm^3.
-    levels : Levels, optional
-        Of the noise; renewed every ten seconds, from the ten seconds before, if left out.
     batch : int
         Fragments at a time.
     first : int
@@ -358,7 +356,7 @@ def fragments(
     header, late = recording.header, delays(recording.header, dm)
     if header.nchans < BANDS:
         raise InputError(f"The recording has {header.nchans} channels, but {BANDS} are needed at least.")
-    noise = _Noise(levels) if levels else _begin(recording, late, first)
+    noise = _begin(recording, late, first)
     while True:
         block = recording.read(first * SIZE, batch * SIZE + late.max())[:, 0]
         if count := min(batch, len(block) // SIZE):

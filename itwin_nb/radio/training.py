@@ -26,12 +26,13 @@ from ..core.errors import ItwinError, UsageError
 from ..learn.checkpoint import Checkpoint
 from ..learn.loop import Loop, average_gradients, make_fabric, one_thread
 from ..learn.track import Track
-from .classifier import SEEN, UNSEEN, Classifier, loss
+from .classifier import UNSEEN, Classifier, loss
+from .evaluation import BITS
 from .fragments import SIZE, Fragments, fragments
 from .interference import Interference
 from .ism import Medium, dispersion_delay
 from .source import Giants, Pulsar, Shape, Spin, Window
-from .synthesis import Observation, burst_snr, simulate
+from .synthesis import SEEN, Observation, burst_snr, simulate
 from .telescope import Telescope
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def examples(scenes: Scenes, seed: int, number: int) -> tuple[Fragments, pd.Data
 
 # %% ../../nbs/radio/14_training.ipynb #c9d23a13
 _TOGETHER = 4
-_RATIOS = ["snr_pulse", "snr_nbrfi", "snr_bbrfi"]
+_RATIOS = [f"snr_{bit}" for bit in BITS]
 
 # %% ../../nbs/radio/14_training.ipynb #3596d25e
 def _scene_tensors(scenes: Scenes, seed: int, number: int) -> tuple[Tensor, ...]:
