@@ -248,7 +248,8 @@ def _from_lake(url: str, lake: Lake | None) -> Path:
 @patch
 def _copy(self: Source, copies: str | Path | None) -> Path:
     folder = Path(copies or os.environ.get("ITWIN_DATA") or ".").expanduser()
-    places = folder / self.path, folder / PurePosixPath(self.path).name
+    name = PurePosixPath(self.path).name
+    places = folder / self.path, folder / name, *sorted(folder.glob(f"*/{name}"))
     if not (found := [place for place in places if place.is_file()]):
         advice = f"get it from {self.repository}, commit {self.commit}, and let ITWIN_DATA name its folder"
         raise InputError(f"There is no copy of {self.path} here: {advice}.")
@@ -585,7 +586,8 @@ def open_catalog(folder: str | Path | None = None, lake: Lake | None = None,
     lake : Lake, optional
         Where the data are; by default the user's own.
     copies : str or Path, optional
-        Folder with copies of published files; by default what ``ITWIN_DATA`` names, or the current one.
+        Folder with copies of published files, or with folders of them; by default what ``ITWIN_DATA`` names,
+        or the current one.
 
     Returns
     -------

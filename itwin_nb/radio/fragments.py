@@ -118,13 +118,13 @@ def _normalise(block, mean, inverse, groups, samples, sums):
                 sums[groups[c], t] += min(max(samples[c, t], np.float32(-4)), np.float32(4))
 
 
-def _common(sums: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """What is undispersed in each group [group, time], from the sums over its live channels."""
-    total = sums.sum(axis=0) / max(alive.sum(), 1)
+def _common(sums: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is undispersed in each group, and 1 where that's little [group, time]; from sums of channels."""
     alive = np.maximum(alive, 1).astype(np.float32)[:, None]
-    beyond = sums / alive - total
-    edge = 4 / np.sqrt(alive)
-    return total + beyond - np.clip(beyond, -edge, edge)
+    mean = sums / alive
+    clean = (np.abs(mean) <= 4 / np.sqrt(alive)).astype(np.float32)
+    shared = (mean * clean).sum(axis=0) / np.maximum(clean.sum(axis=0), 1)
+    return np.where(clean, shared, mean), clean
 
 # %% ../../nbs/radio/12_fragments.ipynb #6dbea280
 BANDS = 32
@@ -163,14 +163,15 @@ _NOISY = np.float32(1.5)
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _add_dedispersed(row, common, values, plane):
-    mean = square = np.float32(0)
+def _add_dedispersed(row, common, clean, values, plane):
+    mean = square = number = np.float32(0)
     for t in range(len(plane)):
         values[t] = row[t] - common[t]
-        mean += values[t]
-    mean /= len(plane)
+        mean += values[t] * clean[t]
+        number += clean[t]
+    mean /= max(number, np.float32(1))
     for t in range(len(plane)):
-        values[t] = min(max(values[t] - mean, np.float32(-5)), np.float32(8))
+        values[t] = min(max(values[t] - mean, np.float32(-5)), np.float32(8)) * clean[t]
         square += values[t] * values[t]
     weight = min(np.float32(1), _NOISY * len(plane) / square) if square else np.float32(1)
     for t in range(len(plane)):
@@ -178,7 +179,7 @@ def _add_dedispersed(row, common, values, plane):
 
 # %% ../../nbs/radio/12_fragments.ipynb #74b9bdfd
 @njit(cache=True, nogil=True)
-def _planes(samples, common, delays, edges, groups, fragments):
+def _planes(samples, common, clean, delays, edges, groups, fragments):
     raw, dedispersed, statistics = fragments
     size = raw.shape[2]
     values = np.empty(size, np.float32)
@@ -187,8 +188,9 @@ def _planes(samples, common, delays, edges, groups, fragments):
             for c in range(edges[band], edges[band + 1]):
                 row, late = samples[c], n * size + delays[c]
                 _add_raw(row[n * size : (n + 1) * size], raw[n, band], statistics[n], c)
-                shared = common[groups[c], late : late + size]
-                _add_dedispersed(row[late : late + size], shared, values, dedispersed[n, band])
+                at = slice(late, late + size)
+                shared = common[groups[c], at], clean[groups[c], at]
+                _add_dedispersed(row[at], *shared, values, dedispersed[n, band])
             norm = np.float32(1 / math.sqrt(edges[band + 1] - edges[band]))
             raw[n, band] *= norm
             dedispersed[n, band] *= norm
@@ -253,12 +255,12 @@ def _prepare(block: np.ndarray, late: np.ndarray, levels: Levels, count: int, as
     mean, inverse = levels.mean[order], 1 / levels.sigma[order]
     groups, dead = np.arange(channels) * GROUPS // channels, np.flatnonzero(inverse == 0)
     _normalise(block[:rows, order], mean, inverse, groups, samples, sums)
-    common = _common(sums, np.bincount(groups[inverse > 0], minlength=GROUPS))
+    common, clean = _common(sums, np.bincount(groups[inverse > 0], minlength=GROUPS))
     samples[dead] = common[groups[dead]]
     edges = np.round(np.linspace(0, channels, BANDS + 1)).astype(np.int64)
     planes = np.zeros((2, count, BANDS, SIZE), np.float32)
     made = Fragments(*planes, np.zeros((count, 2, channels), np.float32))
-    _planes(samples, common, late[order], edges, groups, made)
+    _planes(samples, common, clean, late[order], edges, groups, made)
     made.statistics[:, :, dead] = 0
     return made
 

@@ -424,7 +424,7 @@ def burst_snr(telescope: Telescope, medium: Medium, shape: Shape, nebula: Nebula
     return math.sqrt(telescope.order * np.sum(weights**2 * squares))
 
 # %% ../../nbs/radio/06_synthesis.ipynb #74b98a6b
-_BLOCK = 2**24
+_BLOCK = 2**22
 
 
 def _write_block(recording: Recording, writer: Writer, start: int, count: int) -> None:

@@ -76,7 +76,7 @@ class Scenes:
 
     telescope: str = "Effelsberg_7beam"
     dm: tuple[float, float] = (10.0, 120.0)
-    snr: tuple[float, float] = (5.0, 200.0)
+    snr: tuple[float, float] = (5.0, 1000.0)
     width_s: tuple[float, float] = (5e-5, 8e-4)
     tau_s: tuple[float, float] = (5e-5, 1e-3)
     spectral_index: tuple[float, float] = (-3.5, 0.5)

@@ -1,7 +1,8 @@
-"""What the tests in a browser share: headless Chromium, which never leaves this machine."""
+"""What the tests share: headless Chromium, which never leaves this machine, and disks that are soon full."""
 
 import re
 import shutil
+import subprocess
 
 import pytest
 
@@ -42,6 +43,23 @@ class Watch:
     def console(self, message):
         if message.type == "error":
             self.note(f"console: {message.text}")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a disk of some MB, which SLURM's jobs see as well, at ``disk`` in the test's folder."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(megabytes):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", disk]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a small disk can be mounted by root only")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @pytest.fixture(scope="session")

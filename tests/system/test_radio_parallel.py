@@ -128,23 +128,12 @@ def test_killed_worker_changes_nothing(tmp_path, alone, suffix):
     assert checksums(path) == expected and parts(tmp_path) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 60 MB of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", disk]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk can be mounted by root only")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_disk_that_is_too_small(small_disk, suffix):
+    disk = small_disk(60)
     with pytest.raises(OutputError, match=r"will have 0\.07\d+ GB, but .* are left on its disk: free some space"):
-        observe().write(small_disk / f"file{suffix}")
-    assert list(small_disk.iterdir()) == []
+        observe().write(disk / f"file{suffix}")
+    assert list(disk.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -152,19 +141,20 @@ def test_disk_that_is_too_small(small_disk, suffix):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_disk_that_fills_up_meanwhile(small_disk, suffix, workers):
     """Somebody else takes the space that was there when the file was begun."""
+    disk = small_disk(60)
     client = make_cluster("local", jobs=workers) if workers else None
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(observe(20.0).write, small_disk / f"file{suffix}", client)
-        while not parts(small_disk):
+        writing = pool.submit(observe(20.0).write, disk / f"file{suffix}", client)
+        while not parts(disk):
             assert not writing.done(), writing.result()
-        with pytest.raises(OSError), open(small_disk / "rubbish", "wb", buffering=0) as file:
+        with pytest.raises(OSError), open(disk / "rubbish", "wb", buffering=0) as file:
             while True:
                 file.write(bytes(1 << 20))
         with pytest.raises(OutputError, match="no space left on device; free some space, or choose another folder"):
             writing.result(timeout=LONG)
     if client:
         client.close()
-    assert [path.name for path in small_disk.iterdir()] == ["rubbish"]
+    assert [path.name for path in disk.iterdir()] == ["rubbish"]
 
 
 # The workflows, as users run them
@@ -263,9 +253,10 @@ def test_killed_synthesis_is_made_again(tmp_path, alone):
 
 @pytest.mark.slow
 def test_synthesis_on_a_disk_that_is_too_small(small_disk, tmp_path):
-    said = finish(start(tmp_path, "radio_synthesis", *words(), "--out", "disk/run"), status=1)
+    run = small_disk(60) / "run"
+    said = finish(start(tmp_path, "radio_synthesis", *words(), "--out", run), status=1)
     assert said.count("\n") == 1 and "are left on its disk: free some space" in said
-    assert parts(small_disk / "run") == [] and not list((small_disk / "run").glob("observation.*"))
+    assert parts(run) == [] and not list(run.glob("observation.*"))
 
 
 @pytest.mark.parametrize(

@@ -213,18 +213,6 @@ def test_scheduler_killed_and_resumed(tmp_path, site, undisturbed):
     same(tmp_path / "run", undisturbed)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of its own, which SLURM's jobs see as well."""
-    disk = tmp_path / "run"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", disk]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk can be mounted by root only")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
 def fill(disk):
     with pytest.raises(OSError), open(disk / "rubbish", "wb", buffering=0) as file:
         while True:
@@ -232,15 +220,16 @@ def fill(disk):
 
 
 def test_full_scratch_disk_and_resumed(tmp_path, site, undisturbed, small_disk):
-    site(scratch=str(small_disk / "scratch"))
-    process = start(tmp_path, "--out", "run/out")
-    wait_for_blocks(small_disk / "out", process)
-    fill(small_disk)
+    disk = small_disk(400)
+    site(scratch=str(disk / "scratch"))
+    process = start(tmp_path, "--out", "disk/out")
+    wait_for_blocks(disk / "out", process)
+    fill(disk)
     message = finish(process, status=1)
     assert "no space left on device; free some space" in message and "Traceback" not in message
-    (small_disk / "rubbish").unlink()
-    finish(start(tmp_path, "--out", "run/out", "--resume"))
-    same(small_disk / "out", undisturbed)
+    (disk / "rubbish").unlink()
+    finish(start(tmp_path, "--out", "disk/out", "--resume"))
+    same(disk / "out", undisturbed)
 
 
 @pytest.mark.slow
