@@ -426,6 +426,11 @@ def _put(handle: int, data: Any, offset: int) -> None:
         written = os.pwrite(handle, view, offset)
         view, offset = view[written:], offset + written
 
+# %% ../../nbs/radio/00_recording.ipynb #bb6cc2fc
+def _let_go(handle: int) -> None:
+    os.fdatasync(handle)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+
 # %% ../../nbs/radio/00_recording.ipynb #62a8a55c
 @patch
 def prepare(self: Writer) -> None:
@@ -478,6 +483,7 @@ def write(self: Writer, start: int, block: np.ndarray) -> None:
     with self._opened("r+b") as handle:
         for offset, data in self._places(start, spectra):
             _put(handle, data, offset)
+        _let_go(handle)
 
 # %% ../../nbs/radio/00_recording.ipynb #daa6b4aa
 @patch
