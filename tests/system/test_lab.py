@@ -1,4 +1,4 @@
-"""Open the tour as a reader does: `itwin lab`, run all cells, move the widgets, see the plot follow."""
+"""Open the tours as a reader does: `itwin lab`, run all cells, move the widgets, see the plot follow."""
 
 import os
 import re
@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 ITWIN = Path(sys.executable).with_name("itwin")
-TOUR = "tour/lattice.ipynb"
+TOURS = [  # name, number of the slider that a plot follows, whether it follows a button as well
+    ("lattice", 0, True),
+    pytest.param("radio", 0, False, marks=pytest.mark.slow),
+    pytest.param("radio_live", 1, True, marks=pytest.mark.slow),
+]
 START, RUN, FOLLOW = 120, 240, 120  # seconds for the server, for all cells, for a plot after a widget moved
 QUIET = ["news_url=None", "check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
 
@@ -115,14 +119,14 @@ def follows(page, act):
     return True
 
 
-def test_tour_runs_and_its_plot_follows_the_widgets(lab, page):
-    address, folder = lab
-    assert (folder / TOUR).is_file(), f"{TOUR} isn't among {sorted(folder.rglob('*.ipynb'))}"
-    open_notebook(page, address, TOUR)
+@pytest.mark.parametrize(("tour", "slider", "button"), TOURS)
+def test_tour_runs_and_its_plot_follows_the_widgets(lab, page, tour, slider, button):
+    (address, folder), name = lab, f"tour/{tour}.ipynb"
+    assert (folder / name).is_file(), f"{name} isn't among {sorted(folder.rglob('*.ipynb'))}"
+    open_notebook(page, address, name)
     run_all(page)
     page.locator(WIDGET).first.wait_for(timeout=FOLLOW * 1000)
     page.locator(PLOT).first.wait_for(timeout=FOLLOW * 1000)
-    slider, button = page.locator(SLIDER).first, page.locator(BUTTON).first
-    assert follows(page, lambda: slider.press("ArrowRight")), "no plot followed the slider"
-    assert follows(page, button.click), "no plot followed the button"
+    assert follows(page, lambda: page.locator(SLIDER).nth(slider).press("ArrowRight")), "no plot followed the slider"
+    assert not button or follows(page, page.locator(BUTTON).first.click), "no plot followed the button"
     assert not [problem for problem in page.watch.problems if "another host" in problem]
