@@ -24,6 +24,14 @@ RIGHTS = {
 }
 
 
+def wait_until(question, seconds=90, pause=0.1):
+    """Ask again and again until the answer is true."""
+    deadline = time.monotonic() + seconds
+    while not question():
+        assert time.monotonic() < deadline, "It doesn't come true."
+        time.sleep(pause)
+
+
 def lake():
     """Return what lake-up wrote in lake.json."""
     return json.loads((STATE / "lake.json").read_text())

@@ -34,19 +34,11 @@ from itwin_nb.lake.sites import BLOCK, Damaged, Refused, Taken, Unreachable
 pytestmark = pytest.mark.lake
 MB = 10**6
 SIZE = 60 * MB + 7
-PATIENCE = 30  # seconds
 PROGRAMS = {
     "xrootd": 'exec setpriv --reuid xrootd --regid xrootd --clear-groups xrootd -n fault -c "$1/xrootd.cfg"',
     "wsgidav": 'exec "$2" -c "$3" "$4"',
 }
 SERVE = "import json, sys; from itwin_nb.lake.serve import serve; serve(**json.loads(sys.argv[1]))"
-
-
-def wait_until(question, seconds=PATIENCE):
-    deadline = time.monotonic() + seconds
-    while not question():
-        assert time.monotonic() < deadline, "It doesn't come true."
-        time.sleep(0.005)
 
 
 def free_port():
@@ -86,7 +78,7 @@ class Server:
         environment = {**os.environ, "XDG_CACHE_HOME": f"{self.home}/cache"}
         with open(self.home / "log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.home, env=environment)
-        wait_until(self.answers)
+        lakeside.wait_until(self.answers)
 
     def answers(self):
         assert self.process.poll() is None, (self.home / "log").read_text()
@@ -252,7 +244,7 @@ class Scene:
             here = [entry for entry in entries if site in entry.replicas]
             known = {server.folder / entry.replicas[site]: entry for entry in here}
             with suppress(AssertionError):
-                wait_until(lambda server=server, known=known: server.files == sorted(known), seconds=5)
+                lakeside.wait_until(lambda server=server, known=known: server.files == sorted(known), seconds=5)
             assert server.files == sorted(known)
             assert [path for path, entry in known.items() if sha256(path) != entry.sha256] == []
         assert [path for path in self.folder.rglob(".*") if path.name != "."] == []
@@ -730,7 +722,7 @@ def test_client_killed_before_it_registers(scene):
     with closing(sqlite3.connect(scene.folder / "lake.db", isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")  # so that it waits
         process = putting(scene)
-        wait_until(lambda: named(scene.near))
+        lakeside.wait_until(lambda: named(scene.near), pause=0.005)
         process.kill()
         said(process)
     assert scene.lake.find() == []
@@ -741,7 +733,7 @@ def test_client_killed_before_it_registers(scene):
 def test_client_killed_when_it_registers(scene, milliseconds):
     scene.make(MB)
     process = putting(scene)
-    wait_until(lambda: named(scene.near))
+    lakeside.wait_until(lambda: named(scene.near), pause=0.005)
     time.sleep(milliseconds / 1000)
     process.kill()
     said(process)

@@ -19,7 +19,7 @@ from itwin_nb.lake.identity import read_token
 from itwin_nb.lake.lake import Lake
 from itwin_nb.lake.sites import BLOCK, Refused, Unreachable
 from itwin_nb.lake.xrootd import XRootD
-from test_lake_faults import Relay, Server, wait_until
+from test_lake_faults import Relay, Server
 
 pytestmark = pytest.mark.lake
 MB = 10**6
@@ -130,7 +130,7 @@ def test_upload_that_breaks_off(scene, server):
     with pytest.raises(Unreachable, match="doesn't answer"):
         scene.lake.put(scene.folder / "source", scene.name, "near")
     assert scene.lake.find() == []
-    wait_until(lambda: server.files == [])
+    lakeside.wait_until(lambda: server.files == [])
     scene.lake.put(scene.folder / "source", scene.name, "near")
 
 

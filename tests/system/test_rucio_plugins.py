@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import time
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +14,6 @@ from itwin_nb.lake.identity import read_token
 from itwin_nb.lake.webdav import WebDAV
 
 pytestmark = pytest.mark.lake
-PATIENCE = 90  # seconds
-
-
-def wait_until(question):
-    """Ask again and again until the answer is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not question():
-        assert time.monotonic() < deadline, "It doesn't come true."
-        time.sleep(0.5)
 
 
 @dataclass
@@ -80,12 +70,12 @@ def test_rule_copies_a_file_and_its_end_deletes_it():
     file.register()
     assert not file.is_at("SITE-B")
     file.replicate()
-    wait_until(lambda: file.state() == "OK")
+    lakeside.wait_until(lambda: file.state() == "OK")
     assert file.read("SITE-B") == file.content
     states = lakeside.ask_rucio("reader", "GET", f"/replicas/lattice/{file.name}").json()["states"]
     assert states == {"SITE-A": "AVAILABLE", "SITE-B": "AVAILABLE"}
     file.change(lifetime=-1, purge_replicas=True)
-    wait_until(lambda: not file.is_at("SITE-B"))
+    lakeside.wait_until(lambda: not file.is_at("SITE-B"))
     assert file.read("SITE-A") == file.content
 
 
@@ -93,12 +83,12 @@ def test_lost_file_is_tried_again_and_copied_when_it_is_back():
     file = File()
     file.register()
     file.replicate()
-    wait_until(lambda: file.state() == "STUCK")
+    lakeside.wait_until(lambda: file.state() == "STUCK")
     assert [line.split()[-1] for line in logged(file.name) if "REQUEUED" in line] == ["1", "2", "3"]
     assert not file.is_at("SITE-B")
     file.put()
     file.change(boost_rule=True)  # Rucio waits two hours otherwise
-    wait_until(lambda: file.state() == "OK")
+    lakeside.wait_until(lambda: file.state() == "OK")
     assert file.read("SITE-B") == file.content
 
 
@@ -107,7 +97,7 @@ def test_damaged_source_is_never_copied():
     file.put(bytes(len(file.content)))
     file.register()
     file.replicate()
-    wait_until(lambda: file.state() == "STUCK")
+    lakeside.wait_until(lambda: file.state() == "STUCK")
     assert any("came damaged" in line for line in logged(file.name))
     file.change(lifetime=-1, purge_replicas=True)
     folder = file.path.rpartition("/")[0]
@@ -136,7 +126,7 @@ def test_dead_source_gives_way_to_the_next(dead_site):
     file.register()
     file.register(dead_site)
     file.replicate()
-    wait_until(lambda: file.state() == "OK")
+    lakeside.wait_until(lambda: file.state() == "OK")
     assert file.read("SITE-B") == file.content
     lines = logged(file.name)
     assert any(f"can't be copied from {dead_site}" in line for line in lines)
