@@ -19,9 +19,9 @@ setup(
     url=cfg["git_url"],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[cfg["lib_path"] + "*"]),
-    package_data={cfg["lib_path"]: ["workflows/*.ipynb", "tour/*.ipynb", "compute/sites/*.yaml", "data-catalog/*.yaml", "lattice/weights/*/*", "radio/*.yaml", "radio/weights/*/*"]},
+    package_data={cfg["lib_path"]: ["workflows/*.ipynb", "tour/*.ipynb", "compute/sites/*.yaml", "data-catalog/*.yaml", "lattice/weights/*/*", "radio/*.yaml", "radio/weights/*/*", "detector/weights/*/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "xrootd", "pulsar")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "xrootd", "pulsar", "geant4")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "fsspec.specs": [f"lake={cfg['lib_path']}.lake.filesystem:LakeFileSystem"],
