@@ -14,7 +14,6 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastcore.basics import patch
 
 from ..core.errors import InputError, UsageError
@@ -39,6 +38,8 @@ def save_tensors(path: str | Path, content: Any) -> None:
     OutputError
         If the file can't be written.
     """
+    import torch
+
     buffer = io.BytesIO()
     torch.save(content, buffer)
     buffer.seek(0)
@@ -78,6 +79,8 @@ def load_tensors(path: str | Path) -> Any:
     InputError
         If the file is missing, damaged (checksum of each tensor) or of another kind.
     """
+    import torch
+
     if not Path(path).is_file():
         raise InputError(f"There is no file {path}.")
     try:
@@ -127,17 +130,23 @@ def _differences(before: dict, now: dict) -> str:
                      for name in names)
 
 # %% ../../nbs/learn/00_checkpoint.ipynb #29e88abd
+def _is_generator(thing: Any) -> bool:
+    import torch
+
+    return isinstance(thing, torch.Generator)
+
+
 def _has_state(thing: Any) -> bool:
-    return isinstance(thing, torch.Generator) or (
+    return _is_generator(thing) or (
         hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"))
 
 # %% ../../nbs/learn/00_checkpoint.ipynb #59396633
 def _state(thing: Any) -> Any:
-    return thing.get_state() if isinstance(thing, torch.Generator) else thing.state_dict()
+    return thing.get_state() if _is_generator(thing) else thing.state_dict()
 
 
 def _restore(thing: Any, state: Any) -> None:
-    if isinstance(thing, torch.Generator):
+    if _is_generator(thing):
         thing.set_state(state)
     else:
         thing.load_state_dict(state)

@@ -13,17 +13,18 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
-
-import torch
 
 from ..core.errors import InputError, OutputError, UsageError
 from ..core.files import atomic_path, make_folder, read_json, sha256, write_json
 from ..core.provenance import Run, format_value, versions
 from .checkpoint import flat, load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/learn/03_registry.ipynb #fb4ce488
 @contextmanager
@@ -38,13 +39,17 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 # %% ../../nbs/learn/03_registry.ipynb #666ce5ae
-def _outputs(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _outputs(model: "torch.nn.Module", inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
+    import torch
+
     with torch.no_grad():
         outputs = model(*inputs)
     return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
 
 # %% ../../nbs/learn/03_registry.ipynb #d44f8c09
-def _to_onnx(path: Path, model: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> None:
+def _to_onnx(path: Path, model: "torch.nn.Module", example: "tuple[torch.Tensor, ...]") -> None:
+    import torch
+
     inputs = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in example)
     names = [f"output_{i}" for i in range(len(_outputs(model, inputs)))]
     shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
@@ -58,7 +63,9 @@ def _to_onnx(path: Path, model: torch.nn.Module, example: tuple[torch.Tensor, ..
                          "keep it without an example, or change it.") from error
 
 # %% ../../nbs/learn/03_registry.ipynb #83aa6238
-def _disagreement(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
+def _disagreement(expected: "torch.Tensor", found: "torch.Tensor") -> tuple[float, float]:
+    import torch
+
     if expected.shape != found.shape:
         return float("inf"), 0.0
     epsilon = torch.finfo(expected.dtype).eps if expected.is_floating_point() else 0.0
@@ -67,8 +74,9 @@ def _disagreement(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, f
     return (found - expected).abs().max().item() / scale, 100 * epsilon
 
 # %% ../../nbs/learn/03_registry.ipynb #d0815093
-def _onnx_outputs(path: str | Path, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _onnx_outputs(path: str | Path, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
     import onnxruntime
+    import torch
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
@@ -76,7 +84,7 @@ def _onnx_outputs(path: str | Path, inputs: Sequence[torch.Tensor]) -> list[torc
     return [torch.as_tensor(output) for output in session.run(None, feed)]
 
 # %% ../../nbs/learn/03_registry.ipynb #0e357095
-def check_onnx(path: str | Path, model: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> float:
+def check_onnx(path: str | Path, model: "torch.nn.Module", example: "tuple[torch.Tensor, ...]") -> float:
     """
     Compare the output of an ONNX file with that of the PyTorch model.
 
@@ -113,13 +121,13 @@ def check_onnx(path: str | Path, model: torch.nn.Module, example: tuple[torch.Te
     return worst
 
 # %% ../../nbs/learn/03_registry.ipynb #3721d7e1
-def _bare(model: torch.nn.Module) -> torch.nn.Module:
+def _bare(model: "torch.nn.Module") -> "torch.nn.Module":
     from lightning_fabric.wrappers import is_wrapped
 
     return model.module if is_wrapped(model) else model
 
 # %% ../../nbs/learn/03_registry.ipynb #a41530ed
-def export_onnx(path: str | Path, model: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> float:
+def export_onnx(path: str | Path, model: "torch.nn.Module", example: "tuple[torch.Tensor, ...]") -> float:
     """
     Write a model as ONNX and compare its output with PyTorch's; nothing is written if they differ.
 
@@ -214,7 +222,7 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/learn/03_registry.ipynb #543be760
-def _sections(part: Path, model: torch.nn.Module, metrics: Mapping[str, Any], provenance: Run | str | None,
+def _sections(part: Path, model: "torch.nn.Module", metrics: Mapping[str, Any], provenance: Run | str | None,
               agreement: float | None) -> dict[str, str]:
     size = sum(parameter.numel() for parameter in model.parameters())
     checksum = sha256(part / "weights.pt")
@@ -231,15 +239,15 @@ def _sections(part: Path, model: torch.nn.Module, metrics: Mapping[str, Any], pr
     }
 
 # %% ../../nbs/learn/03_registry.ipynb #20e10301
-def _fill(part: Path, model: torch.nn.Module, config: Any,
-          example: tuple[torch.Tensor, ...] | None) -> float | None:
+def _fill(part: Path, model: "torch.nn.Module", config: Any,
+          example: "tuple[torch.Tensor, ...] | None") -> float | None:
     save_tensors(part / "weights.pt", model.state_dict())
     write_json(part / "config.json", config)
     return None if example is None else export_onnx(part / "model.onnx", model, example)
 
 # %% ../../nbs/learn/03_registry.ipynb #6626071c
-def save_model(folder: str | Path, model: torch.nn.Module, config: Any, metrics: Mapping[str, Any],
-               provenance: Run | str | None = None, example: tuple[torch.Tensor, ...] | None = None,
+def save_model(folder: str | Path, model: "torch.nn.Module", config: Any, metrics: Mapping[str, Any],
+               provenance: Run | str | None = None, example: "tuple[torch.Tensor, ...] | None" = None,
                about: str = "Not stated.", use: str = "Not stated.", limits: str = "Not stated.",
                licence: str = "Apache-2.0") -> Path:
     """
@@ -280,7 +288,7 @@ def save_model(folder: str | Path, model: torch.nn.Module, config: Any, metrics:
     return Path(folder)
 
 # %% ../../nbs/learn/03_registry.ipynb #ffda8c66
-def load_model(folder: str | Path, build: Callable[[dict], torch.nn.Module]) -> torch.nn.Module:
+def load_model(folder: str | Path, build: "Callable[[dict], torch.nn.Module]") -> "torch.nn.Module":
     """
     Load a model that `save_model` kept.
 
@@ -315,6 +323,10 @@ def load_model(folder: str | Path, build: Callable[[dict], torch.nn.Module]) -> 
     return model.eval()
 
 # %% ../../nbs/learn/03_registry.ipynb #184ada66
+def _weights(package: str) -> Path:
+    return Path(find_spec(package).submodule_search_locations[0]) / "weights"
+
+
 def find_models(package: str) -> list[str]:
     """
     List the models that come with a package.
@@ -329,8 +341,7 @@ def find_models(package: str) -> list[str]:
     list of str
         Their names.
     """
-    weights = Path(str(resources.files(package))) / "weights"
-    return sorted(path.parent.name for path in weights.glob("*/card.md"))
+    return sorted(path.parent.name for path in _weights(package).glob("*/card.md"))
 
 # %% ../../nbs/learn/03_registry.ipynb #647b6134
 def find_model(name: str | Path, package: str) -> Path:
@@ -355,7 +366,7 @@ def find_model(name: str | Path, package: str) -> Path:
         If there is neither.
     """
     names = find_models(package)
-    folder = Path(str(resources.files(package))) / "weights" / name if str(name) in names else Path(name)
+    folder = _weights(package) / name if str(name) in names else Path(name)
     if not folder.is_dir():
         raise InputError(f"There is no trained model {name}: give a model folder, "
                          f"or one of the shipped models ({', '.join(names)}).")
