@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RADIATION_LENGTHS_MM', 'Calorimeter']
 
-# %% ../../nbs/detector/00_geometry.ipynb #5671607a
+# %% ../../nbs/detector/00_geometry.ipynb #4baf5a09
 import hashlib
 import json
 from dataclasses import dataclass, fields
@@ -17,13 +17,13 @@ from fastcore.basics import patch
 from ..core.errors import UsageError
 from ..core.files import atomic_path, plain
 
-# %% ../../nbs/detector/00_geometry.ipynb #a91a797d
+# %% ../../nbs/detector/00_geometry.ipynb #5b36adde
 RADIATION_LENGTHS_MM: dict[str, float] = {
     "G4_AIR": 303900.0, "G4_Al": 88.97, "G4_Si": 93.70, "G4_Fe": 17.57, "G4_Cu": 14.36, "G4_W": 3.504,
     "G4_Pb": 5.612, "G4_U": 3.166, "G4_lAr": 140.0, "G4_PLASTIC_SC_VINYLTOLUENE": 425.4, "G4_PbWO4": 8.903,
 }
 
-# %% ../../nbs/detector/00_geometry.ipynb #29abaa14
+# %% ../../nbs/detector/00_geometry.ipynb #ccc81907
 @dataclass(frozen=True)
 class Calorimeter:
     """
@@ -44,7 +44,7 @@ class Calorimeter:
     absorber, sensor, upstream : str
         Materials, by their NIST names in Geant4.
     absorber_mm, sensor_mm, gap_mm : float
-        Thickness of absorber, sensor and the air after them, in mm.
+        Thickness of absorber, sensor and the air after them, in mm; without absorber, all of it is sensor.
     samples : int, default 1
         Absorber-sensor pairs in each layer.
     margin_mm : float, default 0
@@ -83,9 +83,9 @@ class Calorimeter:
     def __post_init__(self) -> None:
         self._check()
 
-# %% ../../nbs/detector/00_geometry.ipynb #07fc759d
+# %% ../../nbs/detector/00_geometry.ipynb #b0c659ad
 _AT_LEAST = {
-    "layers": 1, "cells": 1, "samples": 1, "sectors": 0, "gap_mm": 0, "margin_mm": 0, "upstream_mm": 0,
+    "layers": 1, "cells": 1, "samples": 1, "sectors": 0, "absorber_mm": 0, "gap_mm": 0, "margin_mm": 0, "upstream_mm": 0,
     "upstream_distance_mm": 0,
 }
 
@@ -105,7 +105,7 @@ def _check(self: Calorimeter) -> None:
             known = ", ".join(RADIATION_LENGTHS_MM)
             raise UsageError(f"The {part} {getattr(self, part)!r} isn't a known material; choose from {known}.")
 
-# %% ../../nbs/detector/00_geometry.ipynb #11fccfba
+# %% ../../nbs/detector/00_geometry.ipynb #d4d34f9d
 _PRESETS = {
     "clic51": {},
     "clic25": {"cells": 25},
@@ -140,19 +140,19 @@ def preset(cls: Calorimeter, name: str) -> "Calorimeter":
         raise UsageError(f"There's no calorimeter {name!r}; choose from {', '.join(_PRESETS)}.")
     return cls(name=name, **_PRESETS[name])
 
-# %% ../../nbs/detector/00_geometry.ipynb #0628defd
+# %% ../../nbs/detector/00_geometry.ipynb #d31cd7f1
 @patch(as_prop=True)
 def shape(self: Calorimeter) -> tuple[int, int, int]:
     """Return the number of cells along x, y and z, or of sectors, rings and layers."""
     return (self.sectors or self.cells, self.cells, self.layers)
 
-# %% ../../nbs/detector/00_geometry.ipynb #f41ffc59
+# %% ../../nbs/detector/00_geometry.ipynb #150127e0
 @patch(as_prop=True)
 def pitch_mm(self: Calorimeter) -> float:
     """Return the thickness of a layer in mm."""
     return self.samples * (self.absorber_mm + self.sensor_mm + self.gap_mm)
 
-# %% ../../nbs/detector/00_geometry.ipynb #7e78c9ff
+# %% ../../nbs/detector/00_geometry.ipynb #aaad6eb4
 @patch(as_prop=True)
 def depths_mm(self: Calorimeter) -> np.ndarray:
     """Return where the sensors of each layer are along z [layer], in mm: the mean of their centres."""
@@ -160,14 +160,14 @@ def depths_mm(self: Calorimeter) -> np.ndarray:
     first = self.absorber_mm + self.sensor_mm / 2 + (self.samples - 1) / 2 * sample
     return first + self.pitch_mm * np.arange(self.layers)
 
-# %% ../../nbs/detector/00_geometry.ipynb #e7cadfaf
+# %% ../../nbs/detector/00_geometry.ipynb #857da5e7
 @patch(as_prop=True)
 def cells_mm(self: Calorimeter) -> np.ndarray:
     """Return the centres of the cells across [cell], or of the rings, in mm."""
     start = 0 if self.sectors else self.cells / 2
     return self.cell_mm * (np.arange(self.cells) + 0.5 - start)
 
-# %% ../../nbs/detector/00_geometry.ipynb #684d462a
+# %% ../../nbs/detector/00_geometry.ipynb #2aac5335
 @patch
 def positions_mm(self: Calorimeter) -> np.ndarray:
     """
@@ -184,14 +184,14 @@ def positions_mm(self: Calorimeter) -> np.ndarray:
     angle, ring, z = np.meshgrid(angles, self.cells_mm, self.depths_mm, indexing="ij")
     return np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=-1)
 
-# %% ../../nbs/detector/00_geometry.ipynb #bbd94364
+# %% ../../nbs/detector/00_geometry.ipynb #f5fae062
 @patch(as_prop=True)
 def x0(self: Calorimeter) -> float:
     """Return the thickness of a layer in radiation lengths."""
     parts = ((self.absorber, self.absorber_mm), (self.sensor, self.sensor_mm), ("G4_AIR", self.gap_mm))
     return self.samples * sum(mm / RADIATION_LENGTHS_MM[material] for material, mm in parts)
 
-# %% ../../nbs/detector/00_geometry.ipynb #c116eeab
+# %% ../../nbs/detector/00_geometry.ipynb #a7d13a80
 @patch(as_prop=True)
 def fingerprint(self: Calorimeter) -> str:
     """Return 16 hexadecimal digits that are the same for calorimeters with the same showers."""
@@ -199,7 +199,7 @@ def fingerprint(self: Calorimeter) -> str:
     kept = {name: float(v) if isinstance(v, (int, float)) else v for name, v in plain(kept).items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../../nbs/detector/00_geometry.ipynb #01580060
+# %% ../../nbs/detector/00_geometry.ipynb #0686c0b1
 def _box(name: str, x: float, y: float, z: float) -> str:
     return f'<box name="{name}_s" x="{x:.9g}" y="{y:.9g}" z="{z:.9g}" lunit="mm"/>'
 
@@ -208,23 +208,23 @@ def _tube(name: str, radius: float, z: float, start: float = 0, angle: float = 3
     return (f'<tube name="{name}_s" rmin="0" rmax="{radius:.9g}" z="{z:.9g}" startphi="{start:.9g}" '
             f'deltaphi="{angle:.9g}" aunit="deg" lunit="mm"/>')
 
-# %% ../../nbs/detector/00_geometry.ipynb #319bb44b
+# %% ../../nbs/detector/00_geometry.ipynb #68931100
 def _volume(name: str, material: str, *inside: str) -> str:
     return (f'<volume name="{name}"><materialref ref="{material}"/><solidref ref="{name}_s"/>'
             f'{"".join(inside)}</volume>')
 
-# %% ../../nbs/detector/00_geometry.ipynb #75cd7479
+# %% ../../nbs/detector/00_geometry.ipynb #1c328cb2
 def _placed(name: str, z: float) -> str:
     position = f'<position name="{name}_z" x="0" y="0" z="{z:.9g}" unit="mm"/>'
     return f'<physvol name="{name}"><volumeref ref="{name}"/>{position}</physvol>'
 
-# %% ../../nbs/detector/00_geometry.ipynb #47d7b9c8
+# %% ../../nbs/detector/00_geometry.ipynb #27bc8e6e
 def _replica(name: str, number: int, axis: str, width: float, unit: str = "mm") -> str:
     return (f'<replicavol number="{number}"><volumeref ref="{name}"/><replicate_along_axis><direction {axis}="1"/>'
             f'<width value="{width:.9g}" unit="{unit}"/><offset value="0" unit="{unit}"/>'
             "</replicate_along_axis></replicavol>")
 
-# %% ../../nbs/detector/00_geometry.ipynb #88c96264
+# %% ../../nbs/detector/00_geometry.ipynb #7784ac75
 @patch
 def _grid(self: Calorimeter) -> tuple[list[str], list[str]]:
     side, mm, si = self.cells * self.cell_mm, self.cell_mm, self.sensor
@@ -246,7 +246,7 @@ def _rings(self: Calorimeter) -> tuple[list[str], list[str]]:
         _volume("core", si, _replica("row", self.sectors, "phi", angle, "deg")),
     ]
 
-# %% ../../nbs/detector/00_geometry.ipynb #fffa9949
+# %% ../../nbs/detector/00_geometry.ipynb #23a1202c
 @patch(as_prop=True)
 def half_mm(self: Calorimeter) -> float:
     """Return half the width of the calorimeter in mm, cells and margin."""
@@ -259,14 +259,17 @@ def _stack(self: Calorimeter) -> tuple[list[str], list[str]]:
     parts = {"absorber": self.absorber_mm, "sensor": self.sensor_mm, "sample": depth,
              "calorimeter": self.pitch_mm * self.layers}
     z = self.absorber_mm - depth / 2
-    inside = _placed("absorber", z - self.absorber_mm / 2), _placed("sensor", z + self.sensor_mm / 2)
-    return [_box(name, side, side, mm) for name, mm in parts.items()], [
-        _volume("absorber", self.absorber), _volume("sensor", self.sensor, _placed("core", 0)),
+    inside = [_placed("sensor", z + self.sensor_mm / 2)]
+    if self.absorber_mm:
+        inside.append(_placed("absorber", z - self.absorber_mm / 2))
+    return [_box(name, side, side, mm) for name, mm in parts.items() if mm], [
+        _volume("absorber", self.absorber) if self.absorber_mm else "",
+        _volume("sensor", self.sensor, _placed("core", 0)),
         _volume("sample", air, *inside),
         _volume("calorimeter", air, _replica("sample", self.samples * self.layers, "z", depth)),
     ]
 
-# %% ../../nbs/detector/00_geometry.ipynb #31d91481
+# %% ../../nbs/detector/00_geometry.ipynb #b085e925
 @patch
 def _world(self: Calorimeter) -> tuple[list[str], list[str]]:
     side, long, air = 2 * self.half_mm, self.pitch_mm * self.layers, "G4_AIR"
@@ -280,7 +283,7 @@ def _world(self: Calorimeter) -> tuple[list[str], list[str]]:
         volumes.append(_volume("upstream", self.upstream))
     return solids + [_box("world", wide, wide, deep)], volumes + [_volume("world", air, *inside)]
 
-# %% ../../nbs/detector/00_geometry.ipynb #880af90a
+# %% ../../nbs/detector/00_geometry.ipynb #1616cfa6
 @patch
 def write_gdml(self: Calorimeter, path: str | Path) -> None:
     """
