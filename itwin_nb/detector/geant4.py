@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Beam', 'beam', 'as_dataset', 'EventLoop', 'event_blocks', 'origin', 'simulate_blocks', 'simulate']
 
-# %% ../../nbs/detector/02_geant4.ipynb #16e56e21
+# %% ../../nbs/detector/02_geant4.ipynb #f9bd7b38
 import hashlib
 import json
 import multiprocessing
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ from .geometry import Calorimeter
 if TYPE_CHECKING:
     import xarray as xr
 
-# %% ../../nbs/detector/02_geant4.ipynb #8b0fd78f
+# %% ../../nbs/detector/02_geant4.ipynb #b4944a57
 class Beam(NamedTuple):
     """
     Hold the primary particles, one per event.
@@ -59,7 +60,7 @@ class Beam(NamedTuple):
     theta: np.ndarray
     pdg: np.ndarray
 
-# %% ../../nbs/detector/02_geant4.ipynb #f3dd9a9c
+# %% ../../nbs/detector/02_geant4.ipynb #12f4f1c8
 @patch
 def part(self: Beam, first: int, stop: int) -> "Beam":
     """
@@ -77,7 +78,7 @@ def part(self: Beam, first: int, stop: int) -> "Beam":
     """
     return Beam(*(values[first:stop] for values in self))
 
-# %% ../../nbs/detector/02_geant4.ipynb #2ac7ce91
+# %% ../../nbs/detector/02_geant4.ipynb #1ee20fbf
 def _drawn(name: str, given: Any, n: int, between: Callable[[float, float], np.ndarray]) -> np.ndarray:
     try:
         values = np.asarray(given, dtype=float)
@@ -89,7 +90,7 @@ def _drawn(name: str, given: Any, n: int, between: Callable[[float, float], np.n
         raise UsageError(f"The {name} is a number, a pair (low, high) or {n} numbers, not {values.shape} of them.")
     return np.broadcast_to(values, n).copy()
 
-# %% ../../nbs/detector/02_geant4.ipynb #b18ee1fb
+# %% ../../nbs/detector/02_geant4.ipynb #2f8c7b18
 def _codes(particle: Any, n: int, uniform: np.ndarray) -> np.ndarray:
     names = [particle] if isinstance(particle, (str, int, np.integer)) else list(particle)
     unknown = [name for name in names if name not in PDG and name not in PDG.values()]
@@ -100,7 +101,7 @@ def _codes(particle: Any, n: int, uniform: np.ndarray) -> np.ndarray:
         return codes
     return codes[(uniform * len(codes)).astype(int)]
 
-# %% ../../nbs/detector/02_geant4.ipynb #e2af1082
+# %% ../../nbs/detector/02_geant4.ipynb #a0bd0cd5
 _ENERGIES_GEV = 1e-3, 1e5
 _ANGLES_DEG = 10, 170
 
@@ -147,7 +148,7 @@ def beam(n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, se
 def _span(values: np.ndarray) -> str:
     return f"they are from {values.min():g} to {values.max():g}"
 
-# %% ../../nbs/detector/02_geant4.ipynb #52a52806
+# %% ../../nbs/detector/02_geant4.ipynb #8eafc425
 def _axes(calorimeter: Calorimeter) -> dict:
     across = ("y", calorimeter.cells_mm, {"units": "mm"})
     first = ("x", calorimeter.cells_mm, {"units": "mm"})
@@ -157,7 +158,7 @@ def _axes(calorimeter: Calorimeter) -> dict:
         across = ("y", calorimeter.cells_mm, {"units": "mm", "long_name": "radius"})
     return {"x": first, "y": across, "z": ("z", calorimeter.depths_mm, {"units": "mm"})}
 
-# %% ../../nbs/detector/02_geant4.ipynb #9fef6b28
+# %% ../../nbs/detector/02_geant4.ipynb #b37a6095
 def as_dataset(calorimeter: Calorimeter, beam: Beam, cells: np.ndarray, **attrs: Any) -> "xr.Dataset":
     """
     Label showers.
@@ -190,7 +191,7 @@ def as_dataset(calorimeter: Calorimeter, beam: Beam, cells: np.ndarray, **attrs:
     described = {"calorimeter": json.dumps(plain(calorimeter)), **attrs}
     return xr.Dataset(variables, _axes(calorimeter), described)
 
-# %% ../../nbs/detector/02_geant4.ipynb #062f07e1
+# %% ../../nbs/detector/02_geant4.ipynb #5e408921
 def _detector(loop: "EventLoop", gdml: str) -> Any:
     g4, (nx, ny, nz) = loop.g4, loop.calorimeter.shape
     first, second = (1, 0) if loop.calorimeter.sectors else (0, 1)
@@ -212,7 +213,7 @@ def _detector(loop: "EventLoop", gdml: str) -> Any:
 
     return Detector()
 
-# %% ../../nbs/detector/02_geant4.ipynb #98cc57a6
+# %% ../../nbs/detector/02_geant4.ipynb #785cd7f1
 def _gun(loop: "EventLoop") -> Any:
     g4, calorimeter = loop.g4, loop.calorimeter
     plate = calorimeter.upstream_mm + calorimeter.upstream_distance_mm if calorimeter.upstream_mm else 0.0
@@ -234,7 +235,7 @@ def _gun(loop: "EventLoop") -> Any:
 
     return Gun()
 
-# %% ../../nbs/detector/02_geant4.ipynb #3ef85c48
+# %% ../../nbs/detector/02_geant4.ipynb #a431f3a0
 def _collector(loop: "EventLoop") -> Any:
     class Collector(loop.g4.G4UserEventAction):
         def EndOfEventAction(self, event: Any) -> None:  # noqa: N802
@@ -243,7 +244,7 @@ def _collector(loop: "EventLoop") -> Any:
 
     return Collector()
 
-# %% ../../nbs/detector/02_geant4.ipynb #10ffc17f
+# %% ../../nbs/detector/02_geant4.ipynb #62279166
 def _initialisation(loop: "EventLoop") -> Any:
     class Actions(loop.g4.G4VUserActionInitialization):
         def Build(self) -> None:  # noqa: N802
@@ -253,7 +254,7 @@ def _initialisation(loop: "EventLoop") -> Any:
 
     return Actions()
 
-# %% ../../nbs/detector/02_geant4.ipynb #48acf54a
+# %% ../../nbs/detector/02_geant4.ipynb #3f59fe15
 _QUIET = "/run/verbose 0", "/event/verbose 0", "/process/verbose 0", "/process/em/verbose 0"
 
 
@@ -302,7 +303,7 @@ class EventLoop:
         """Return the user actions: here the gun and what collects the hits."""
         return [_gun(self), _collector(self)]
 
-# %% ../../nbs/detector/02_geant4.ipynb #a488a51f
+# %% ../../nbs/detector/02_geant4.ipynb #1d92853a
 @patch
 def command(self: EventLoop, *lines: str) -> None:
     """
@@ -318,7 +319,7 @@ def command(self: EventLoop, *lines: str) -> None:
     for line in lines:
         interface.ApplyCommand(line)
 
-# %% ../../nbs/detector/02_geant4.ipynb #89cf90a4
+# %% ../../nbs/detector/02_geant4.ipynb #6fc7e51d
 @patch
 def shoot(self: EventLoop, event: int, energy: float, theta: float, pdg: int, seed: int) -> None:
     """
@@ -338,7 +339,7 @@ def shoot(self: EventLoop, event: int, energy: float, theta: float, pdg: int, se
     self.command(f"/random/setSeeds {first + 1} {second + 1}")
     self._manager.BeamOn(1)
 
-# %% ../../nbs/detector/02_geant4.ipynb #ee1e76f6
+# %% ../../nbs/detector/02_geant4.ipynb #e6402de6
 @patch
 def _merged(self: EventLoop) -> tuple[np.ndarray, np.ndarray]:
     """Add up the samples of each layer."""
@@ -377,9 +378,9 @@ def block(self: EventLoop, first: int, beam: Beam, seed: int) -> dict[str, np.nd
     spent = np.float64(time.process_time() - start)
     return {name: np.concatenate(parts) for name, parts in rows.items()} | {"cpu_seconds": spent}
 
-# %% ../../nbs/detector/02_geant4.ipynb #ffb9c0cd
+# %% ../../nbs/detector/02_geant4.ipynb #0f95a616
 def _serve(handle: int) -> None:
-    link = Connection(handle)
+    link, arguments = Connection(handle), {"folder": ""}
     with suppress(EOFError, OSError):
         try:
             target, arguments = link.recv()
@@ -394,15 +395,17 @@ def _serve(handle: int) -> None:
             raise
         except Exception as error:
             link.send(ItwinError(f"A Geant4 worker failed ({type(error).__name__}: {error}): report it."))
+    shutil.rmtree(arguments["folder"], ignore_errors=True)
     os._exit(0)
 
-# %% ../../nbs/detector/02_geant4.ipynb #4ea81047
+# %% ../../nbs/detector/02_geant4.ipynb #12bce2e5
 _START = "import sys; from itwin_nb.detector.geant4 import _serve; _serve(int(sys.argv[1]))"
 
 
 class _Worker:
     def __init__(self, target: str, **arguments: Any) -> None:
-        self.folder, self.log = tempfile.TemporaryDirectory(prefix="itwin-geant4-"), tempfile.TemporaryFile()
+        self.folder = tempfile.TemporaryDirectory(prefix="itwin-geant4-", ignore_cleanup_errors=True)
+        self.log = tempfile.TemporaryFile()
         paths = os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))
         self.link, there = multiprocessing.Pipe()
         self.process = subprocess.Popen(
@@ -416,8 +419,9 @@ class _Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.folder.cleanup()
 
-# %% ../../nbs/detector/02_geant4.ipynb #5251e09b
+# %% ../../nbs/detector/02_geant4.ipynb #cb0e18bb
 _FATAL = re.compile(r"-------- EEEE -------.*?G4Exception : (\S+)\s+issued by : (\S+)\s+([^\n]+)", re.DOTALL)
 
 
@@ -429,7 +433,7 @@ def _death(self: _Worker) -> str:
     found = _FATAL.findall(self.log.read().decode(errors="replace"))
     return f"{reason}, {found[-1][0]} in {found[-1][1]}: {found[-1][2]}" if found else reason
 
-# %% ../../nbs/detector/02_geant4.ipynb #2f97b333
+# %% ../../nbs/detector/02_geant4.ipynb #a0803412
 @patch
 def ask(self: _Worker, first: int, beam: Beam, seed: int, advice: str) -> dict:
     try:
@@ -445,7 +449,7 @@ def ask(self: _Worker, first: int, beam: Beam, seed: int, advice: str) -> dict:
         raise answer
     return answer
 
-# %% ../../nbs/detector/02_geant4.ipynb #37801bcd
+# %% ../../nbs/detector/02_geant4.ipynb #df3eab62
 _BLOCK_GEV = 200.0
 
 
@@ -454,7 +458,7 @@ def _cuts(energy: np.ndarray) -> list[tuple[int, int]]:
     edges = [0, *(np.flatnonzero(np.diff(block)) + 1), len(energy)]
     return [(int(a), int(b)) for a, b in zip(edges, edges[1:])]
 
-# %% ../../nbs/detector/02_geant4.ipynb #bb58570a
+# %% ../../nbs/detector/02_geant4.ipynb #114f0a0b
 class _Store:
     def __init__(self, folder: str | Path, job: dict) -> None:
         self.folder = make_folder(folder)
@@ -478,7 +482,7 @@ class _Store:
             message = f"{self.path(first)} is damaged: delete it, and it'll be simulated again."
             raise InputError(message) from error
 
-# %% ../../nbs/detector/02_geant4.ipynb #e168ce52
+# %% ../../nbs/detector/02_geant4.ipynb #55c0f6de
 def _job(calorimeter: Calorimeter, beam: Beam, seed: int, physics: str, target: str, options: dict) -> dict:
     job = {"calorimeter": plain(calorimeter), "physics": physics, "seed": int(seed), "events": len(beam.energy),
            "geant4": f"geant4_pybind {metadata.version('geant4_pybind')}", "target": target,
@@ -488,7 +492,7 @@ def _job(calorimeter: Calorimeter, beam: Beam, seed: int, physics: str, target: 
         digest.update(np.ascontiguousarray(values).tobytes())
     return job | {"provenance": digest.hexdigest()[:32]}
 
-# %% ../../nbs/detector/02_geant4.ipynb #aedf249b
+# %% ../../nbs/detector/02_geant4.ipynb #fa31df86
 def _remote(start: Callable[[], _Worker], *order: Any) -> dict:
     worker = start()
     try:
@@ -515,7 +519,7 @@ class _OnCluster:
         if self.future:
             self.future.cancel()
 
-# %% ../../nbs/detector/02_geant4.ipynb #ba685401
+# %% ../../nbs/detector/02_geant4.ipynb #571fe077
 @contextmanager
 def _pool(workers: list, keep: Callable[[int, dict], None]) -> Iterator[Callable[..., Future]]:
     idle, threads = queue.SimpleQueue(), ThreadPoolExecutor(max(len(workers), 1))
@@ -539,7 +543,7 @@ def _pool(workers: list, keep: Callable[[int, dict], None]) -> Iterator[Callable
             worker.end()
         threads.shutdown()
 
-# %% ../../nbs/detector/02_geant4.ipynb #9c3e45c0
+# %% ../../nbs/detector/02_geant4.ipynb #93fe85d0
 _LOOP = "itwin_nb.detector.geant4:EventLoop"
 
 
@@ -553,7 +557,7 @@ def _blocks(cuts: list, submit: Callable, kept: Callable, ahead: int) -> Iterato
     for first, stop, result in waiting:
         yield first, stop, result()
 
-# %% ../../nbs/detector/02_geant4.ipynb #0f88a4a3
+# %% ../../nbs/detector/02_geant4.ipynb #8e98391f
 def event_blocks(
     calorimeter: Calorimeter, beam: Beam, seed: int = 0, target: str = _LOOP, options: dict | None = None,
     workers: int = 1, blocks: str | Path | None = None, cluster: Any = None, progress: bool = True,
@@ -611,7 +615,7 @@ def event_blocks(
             bar.update(block[1] - block[0])
             yield block
 
-# %% ../../nbs/detector/02_geant4.ipynb #a91306a9
+# %% ../../nbs/detector/02_geant4.ipynb #f3e6e7d9
 def _hired(start: Callable[[], _Worker], tasks: int, workers: int, cluster: Any) -> list:
     if not isinstance(workers, (int, np.integer)) or workers < 1:
         raise UsageError(f"The number of workers is at least 1, not {workers!r}.")
@@ -625,7 +629,7 @@ def _advice(blocks: str | Path | None) -> str:
         return f"run it again with blocks={str(blocks)!r}, and it goes on from the blocks that are finished"
     return "run it again, with blocks=FOLDER if finished blocks shall be kept so that it can go on"
 
-# %% ../../nbs/detector/02_geant4.ipynb #77b8076e
+# %% ../../nbs/detector/02_geant4.ipynb #6adf8877
 def origin(
     calorimeter: Calorimeter, beam: Beam, seed: int = 0, target: str = _LOOP, options: dict | None = None
 ) -> dict:
@@ -655,7 +659,7 @@ def origin(
         require("geant4_pybind", "geant4")
     return _job(calorimeter, beam, seed, physics, target, options or {})
 
-# %% ../../nbs/detector/02_geant4.ipynb #3357a71c
+# %% ../../nbs/detector/02_geant4.ipynb #caef4c42
 _ENGINES = {
     "parametrised": "itwin_nb.detector.baselines:parametrised",
     "library": "itwin_nb.detector.baselines:library",
@@ -675,7 +679,7 @@ def _pieces(
         data = getattr(import_module(module), name)(calorimeter, piece, seed=own, **arguments)
         yield data.assign_attrs(seed=seed)
 
-# %% ../../nbs/detector/02_geant4.ipynb #8becd958
+# %% ../../nbs/detector/02_geant4.ipynb #8bbfa885
 def _check(calorimeter: Any, engine: str, model: Any, blocks: Any, cluster: Any) -> None:
     if not isinstance(calorimeter, Calorimeter):
         raise UsageError(f"The first argument is a Calorimeter, not {calorimeter!r}: use Calorimeter.preset(name).")
@@ -686,7 +690,7 @@ def _check(calorimeter: Any, engine: str, model: Any, blocks: Any, cluster: Any)
     if engine != "geant4" and (blocks is not None or cluster is not None):
         raise UsageError(f"blocks= and cluster= belong to the engine 'geant4': leave them out with {engine!r}.")
 
-# %% ../../nbs/detector/02_geant4.ipynb #979fd24e
+# %% ../../nbs/detector/02_geant4.ipynb #b94f84c6
 def simulate_blocks(
     calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, seed: int = 0,
     engine: str = "geant4", model: Any = None, workers: int = 1, blocks: str | Path | None = None,
@@ -729,7 +733,7 @@ def _attributes(calorimeter: Calorimeter, beam: Beam, seed: int) -> dict:
     job = origin(calorimeter, beam, seed)
     return {"engine": "geant4"} | {name: job[name] for name in ("physics", "seed", "geant4", "provenance")}
 
-# %% ../../nbs/detector/02_geant4.ipynb #671fd4a1
+# %% ../../nbs/detector/02_geant4.ipynb #1a4fd6b5
 def simulate(
     calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, seed: int = 0,
     engine: str = "geant4", model: Any = None, workers: int = 1, blocks: str | Path | None = None,
@@ -795,7 +799,7 @@ def simulate(
         spent += float(block["cpu_seconds"])
     return as_dataset(calorimeter, shot, cells, **attrs, cpu_seconds=spent)
 
-# %% ../../nbs/detector/02_geant4.ipynb #0880a4d4
+# %% ../../nbs/detector/02_geant4.ipynb #0628337a
 def _joined(pieces: Iterator["xr.Dataset"]) -> "xr.Dataset":
     import xarray as xr
 
