@@ -15,6 +15,7 @@ import yaml
 
 from itwin_nb.core.errors import InputError, UsageError
 from itwin_nb.core.files import adler32, sha256
+from itwin_nb.detector.showers import make_reference
 from itwin_nb.lake.datacatalog import _driver, open_catalog
 from itwin_nb.lake.lake import Lake
 from itwin_nb.lattice import HMC, Flow, Phi4, plaquette, pretrained, shipped
@@ -61,7 +62,7 @@ def test_there_is_a_shelf_for_every_twin():
 
 
 def test_every_shipped_flow_is_in_the_catalogue():
-    packaged = {name: entry for name, entry in ENTRIES.items() if entry.source.url and not entry.source.in_lake}
+    packaged = {name: entry for name, entry in CATALOG.lattice.items() if entry.source.url and not entry.source.in_lake}
     assert set(shipped()) == set(packaged)
     for name, entry in packaged.items():
         flow = entry()
@@ -125,6 +126,19 @@ def test_ensemble_of_the_workflow_is_read_from_the_lake(lake, tmp_path):
     xr.testing.assert_identical(open_catalog().lattice["phi4-hmc"](ensemble="phi4-test"), ensemble)
     with pytest.raises(InputError, match="lattice:phi4-tess.*did you mean lattice:phi4-test/ensemble.nc"):
         open_catalog().lattice["phi4-hmc"](ensemble="phi4-tess")
+
+
+def test_reference_showers_are_made_once(tmp_path, monkeypatch):
+    def make(path):
+        calls.append(path)
+        return make_reference(path, 3)
+
+    calls = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("itwin_nb.detector.showers.make_reference", make)
+    entry = open_catalog().detector["clic51-showers"]
+    xr.testing.assert_identical(entry(), entry())
+    assert calls == [tmp_path / "itwin" / "data" / "detector" / "clic51-showers.root"] == [entry.get()]
 
 
 # A catalogue of one's own, and a lake
@@ -233,6 +247,8 @@ def test_wrong_request_is_one_sentence_with_near_names(write, ask, sentence):
         ("citation: nobody", "sha256: 00", "quote the digits"),
         ("citation: nobody", f"sha256: '{64 * 'a'}'", "its checksum can't be that of several files"),
         ("citation: nobody", "path: a/b", "its place isn't clear"),
+        ("citation: nobody", "maker: numpy.save", "made on first use has a cache://path"),
+        ("lake://lattice/lam{lam}", "cache://lam{lam}", "made on first use has a cache://path"),
         ("engine: h5netcdf", f"token: {TOKEN}", "holds a token"),
         ("engine: h5netcdf", "header: Bearer abc", "holds a token"),
         ("engine: h5netcdf", "token: '{env(BEARER_TOKEN)}'", "holds a token or asks for one"),

@@ -332,7 +332,8 @@ def _shelf(energy: np.ndarray, theta: np.ndarray) -> np.ndarray:
 def _pick(beam: Beam, shelf: Beam, pdg: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     events, known = (np.flatnonzero(np.equal(one.pdg, pdg)) for one in (beam, shelf))
     if not len(known):
-        raise UsageError(f"The library has no showers of particles {pdg}: simulate some with engine='geant4'.")
+        advice = "simulate some with the engine geant4"
+        raise UsageError(f"The library has no showers of particles {pdg}: {advice}.")
     tree = cKDTree(_shelf(shelf.energy[known], shelf.theta[known]))
     distance, near = tree.query(_shelf(beam.energy[events], beam.theta[events]), range(1, _NEIGHBOURS + 1),
                                 distance_upper_bound=1)

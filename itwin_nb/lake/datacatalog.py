@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from ..core.errors import InputError, UsageError
 from ..core.files import adler32, atomic_path, read_yaml, sha256
 from .catalog import check_name
-from .lake import Lake
+from .lake import Lake, _cache_folder
 
 # %% ../../nbs/lake/15_datacatalog.ipynb #6109f2c6
 _TYPES = {"str": (str, str), "int": (int, Integral), "float": (float, Real), "bool": (bool, bool)}
@@ -129,11 +129,14 @@ class Source:
     Parameters
     ----------
     url : str
-        ``lake://scope/name`` with ``{parameter}`` where something can be chosen, or a path in the package.
+        ``lake://scope/name`` with ``{parameter}`` where something can be chosen, a path in the package, or
+        ``cache://path`` for what is made on this machine.
     repository, commit, path : str
         Of published data, in place of `url`.
     sha256, adler32, bytes : str, str and int, optional
         Checksums and size; for a folder, a mapping of its files to them.
+    maker : str, optional
+        Full name of the function that makes the file of a ``cache://`` at the path that it gets.
 
     Raises
     ------
@@ -148,6 +151,7 @@ class Source:
     sha256: str | Mapping[str, str] | None = None
     adler32: str | Mapping[str, str] | None = None
     bytes: int | Mapping[str, int] | None = None
+    maker: str = ""
 
     def __post_init__(self) -> None:
         for check in (_check_kinds, _check_place, _check_sums):
@@ -160,11 +164,17 @@ def in_lake(self: Source) -> bool:
     return self.url.startswith("lake://")
 
 
+@patch(as_prop=True)
+def in_cache(self: Source) -> bool:
+    """Say whether the data are made on this machine and kept in the user's cache."""
+    return self.url.startswith("cache://")
+
+
 @patch
 def __str__(self: Source) -> str:
     if not self.url:
         return f"{self.path} of {self.repository}, commit {self.commit}"
-    return self.url if self.in_lake else f"itwin_nb/{self.url}"
+    return self.url if self.in_lake or self.in_cache else f"itwin_nb/{self.url}"
 
 # %% ../../nbs/lake/15_datacatalog.ipynb #dac14f16
 _KINDS = {str: "a text", Mapping: "names with values"}
@@ -184,8 +194,10 @@ def _check_place(source: Source) -> None:
     published = source.repository, source.commit, source.path
     if bool(source.url) == all(published) or any(published) != all(published):
         raise UsageError("its place isn't clear: give a url, or all of repository, commit and path")
-    if not source.in_lake and not _RELATIVE.fullmatch(source.url or source.path):
+    if not source.in_lake and not _RELATIVE.fullmatch(source.url.removeprefix("cache://") or source.path):
         raise UsageError(f"{source.url or source.path} isn't lake://scope/name or a path in the package")
+    if source.in_cache != bool(source.maker) or source.in_cache and _placeholders(source.url):
+        raise UsageError("what is made on first use has a cache://path without parameters, and a maker")
 
 # %% ../../nbs/lake/15_datacatalog.ipynb #f0461826
 def _texts(value: Any) -> Iterator[str]:
@@ -218,7 +230,7 @@ def _check_sums(source: Source) -> None:
         for _, said in source._said(kind):
             if isinstance(said, str) == (kind == "bytes") or not re.fullmatch(pattern, str(said)):
                 raise UsageError(f"its {kind} {said!r} isn't one: quote the digits of a checksum")
-    if not source.in_lake and not source._said("sha256"):
+    if not (source.in_lake or source.in_cache) and not source._said("sha256"):
         raise UsageError("it has no sha256, so that nothing proves which file is meant")
     if any(map(source._said, _SUMS)) and _placeholders(source.url):
         raise UsageError("its checksum can't be that of several files: leave it to the lake's catalogue")
@@ -244,6 +256,14 @@ def _from_lake(url: str, lake: Lake | None) -> Path:
     _verify(place, name, "adler32", [("", lake.catalog.entry(name).adler32)])
     return place
 
+# %% ../../nbs/lake/15_datacatalog.ipynb #d005a05c
+@patch
+def _make(self: Source) -> Path:
+    place = _cache_folder().with_name("data") / self.url.removeprefix("cache://")
+    if not place.exists():
+        _driver(self.maker)(place)
+    return place
+
 # %% ../../nbs/lake/15_datacatalog.ipynb #0ed65325
 @patch
 def _copy(self: Source, copies: str | Path | None) -> Path:
@@ -260,6 +280,8 @@ def _copy(self: Source, copies: str | Path | None) -> Path:
 def _fetch(self: Source, chosen: Mapping[str, Any], lake: Lake | None, copies: str | Path | None) -> Path:
     if self.in_lake:
         place = _from_lake(self.url.format(**chosen), lake)
+    elif self.in_cache:
+        place = self._make()
     else:
         place = Path(str(resources.files("itwin_nb") / self.url)) if self.url else self._copy(copies)
     for kind in _SUMS:
