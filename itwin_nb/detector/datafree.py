@@ -6,7 +6,7 @@
 __all__ = ['PDG', 'DATAFREE', 'WHEEL', 'SYMBOLS', 'data_sets', 'environment', 'choose_physics', 'check_wheel', 'probe',
            'load_geant4', 'physics_list']
 
-# %% ../../nbs/detector/01_datafree.ipynb #e0b0f9ce
+# %% ../../nbs/detector/01_datafree.ipynb #fc66d605
 import ctypes
 import importlib
 import os
@@ -21,7 +21,7 @@ from typing import Any
 from ..core.errors import ItwinError, UsageError, require
 from ..core.files import make_folder
 
-# %% ../../nbs/detector/01_datafree.ipynb #b25faff1
+# %% ../../nbs/detector/01_datafree.ipynb #b31064b1
 _DATA_SETS = {
     "G4LEDATA": "G4EMLOW", "G4LEVELGAMMADATA": "PhotonEvaporation", "G4PARTICLEXSDATA": "G4PARTICLEXS",
     "G4SAIDXSDATA": "G4SAIDDATA", "G4ENSDFSTATEDATA": "G4ENSDFSTATE",
@@ -47,7 +47,7 @@ def data_sets() -> dict[str, str]:
             found[variable] = str(folders[0])
     return found
 
-# %% ../../nbs/detector/01_datafree.ipynb #b157a523
+# %% ../../nbs/detector/01_datafree.ipynb #b6f0e9ad
 def environment(folder: str | Path) -> dict[str, str]:
     """
     Prepare the environment of a process that will use Geant4.
@@ -74,7 +74,7 @@ def environment(folder: str | Path) -> dict[str, str]:
     directory = given if given and Path(given).is_dir() else str(folder)
     return {"GEANT4_DATA_DIR": directory, "G4ENSDFSTATEDATA": str(folder)} | data_sets()
 
-# %% ../../nbs/detector/01_datafree.ipynb #c2c4aa43
+# %% ../../nbs/detector/01_datafree.ipynb #6825dfa2
 PDG: dict[str, int] = {
     "e-": 11, "e+": -11, "gamma": 22, "mu-": 13, "mu+": -13, "pi+": 211, "pi-": -211, "pi0": 111, "proton": 2212,
     "neutron": 2112, "kaon+": 321, "kaon-": -321, "kaon0L": 130,
@@ -82,7 +82,7 @@ PDG: dict[str, int] = {
 DATAFREE: str = "datafree-em"
 _ELECTROMAGNETIC = {11, -11, 22}
 
-# %% ../../nbs/detector/01_datafree.ipynb #c136f371
+# %% ../../nbs/detector/01_datafree.ipynb #d98a9e88
 def choose_physics(physics: str, pdg: Iterable[int]) -> str:
     """
     Choose the physics list for these particles on this machine.
@@ -115,7 +115,7 @@ def choose_physics(physics: str, pdg: Iterable[int]) -> str:
         raise UsageError(f"Without data sets, Geant4 simulates e-, e+ and gamma only, not {names}: {cure}.")
     return DATAFREE
 
-# %% ../../nbs/detector/01_datafree.ipynb #d7ed86d0
+# %% ../../nbs/detector/01_datafree.ipynb #20a387c0
 WHEEL: str = "0.1.3"
 _STRING, _TYPE = "RK8G4String", "13G4ProcessType"
 _LIST = "G4PhysicsListHelper"
@@ -127,7 +127,7 @@ _POSITRON = {"G4eplusAnnihilation": "annihil"}
 def _mangled(cls: str, rest: str) -> str:
     return f"_ZN{len(cls)}{cls}{rest}"
 
-# %% ../../nbs/detector/01_datafree.ipynb #1f200a21
+# %% ../../nbs/detector/01_datafree.ipynb #6b70be13
 _HELPER = _mangled(_LIST, "20GetPhysicsListHelperEv")
 _REGISTER = _mangled(_LIST, "15RegisterProcessEP10G4VProcessP20G4ParticleDefinition")
 _MODEL = _mangled("G4eBremsstrahlungRelModel", f"C1EPK20G4ParticleDefinition{_STRING}")
@@ -139,7 +139,7 @@ SYMBOLS: tuple[str, ...] = (
     *(_mangled(cls, "10DefinitionEv") for cls in ("G4Electron", "G4Positron", "G4Gamma")),
 )
 
-# %% ../../nbs/detector/01_datafree.ipynb #13c1cd56
+# %% ../../nbs/detector/01_datafree.ipynb #610c1997
 def check_wheel(version: str = WHEEL) -> None:
     """
     Refuse a wheel or a machine for which this module wasn't written, without loading it.
@@ -165,7 +165,7 @@ def check_wheel(version: str = WHEEL) -> None:
             f"{here}: install that version, install Geant4's data sets, or choose engine='parametrised'."
         )
 
-# %% ../../nbs/detector/01_datafree.ipynb #fa076454
+# %% ../../nbs/detector/01_datafree.ipynb #26c9902f
 def probe(library: ctypes.CDLL, symbols: Iterable[str] = SYMBOLS) -> None:
     """
     Refuse a library that lacks a function that is called here.
@@ -189,7 +189,7 @@ def probe(library: ctypes.CDLL, symbols: Iterable[str] = SYMBOLS) -> None:
             f"data sets: install geant4_pybind=={WHEEL} from PyPI, or Geant4's data sets."
         )
 
-# %% ../../nbs/detector/01_datafree.ipynb #60984aca
+# %% ../../nbs/detector/01_datafree.ipynb #1a4cc8bf
 _SIZE = 8192
 
 
@@ -217,7 +217,7 @@ def _construct(library: ctypes.CDLL, symbol: str, *values: int) -> int:
     _call(library, symbol, this, *values)
     return this
 
-# %% ../../nbs/detector/01_datafree.ipynb #f58d4305
+# %% ../../nbs/detector/01_datafree.ipynb #23fe4d60
 def _register_processes(library: ctypes.CDLL) -> None:
     helper = _call(library, _HELPER, result=ctypes.c_void_p)
 
@@ -239,7 +239,7 @@ def _register_processes(library: ctypes.CDLL) -> None:
     for cls in _NEUTRAL:
         add(cls, "G4Gamma", 2)  # fElectromagnetic
 
-# %% ../../nbs/detector/01_datafree.ipynb #0b7b9647
+# %% ../../nbs/detector/01_datafree.ipynb #7cd5ccdc
 def _datafree_list(g4: ModuleType) -> Any:
     library = ctypes.CDLL(g4.__file__)
     probe(library)
@@ -261,7 +261,7 @@ def _datafree_list(g4: ModuleType) -> Any:
 
     return List()
 
-# %% ../../nbs/detector/01_datafree.ipynb #898bfec3
+# %% ../../nbs/detector/01_datafree.ipynb #8031182c
 def load_geant4(folder: str | Path) -> ModuleType:
     """
     Import Geant4 into this process; only one run manager can be made in it.
@@ -284,14 +284,15 @@ def load_geant4(folder: str | Path) -> ModuleType:
         If it can't be loaded on this machine.
     """
     os.environ.update(environment(folder))
-    require("geant4_pybind", "geant4") if find_spec("geant4_pybind") is None else None
+    if find_spec("geant4_pybind") is None:
+        require("geant4_pybind", "geant4")
     try:
         return importlib.import_module("geant4_pybind")
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise ItwinError(f"geant4_pybind can't be loaded ({reason}): install it for this Python.") from error
 
-# %% ../../nbs/detector/01_datafree.ipynb #15465f4a
+# %% ../../nbs/detector/01_datafree.ipynb #efa2a1fd
 def physics_list(g4: ModuleType, name: str) -> Any:
     """
     Make a physics list for the run manager of this process.
@@ -321,4 +322,4 @@ def physics_list(g4: ModuleType, name: str) -> Any:
     made = getattr(g4, name, None)
     if made is None or not issubclass(made, g4.G4VModularPhysicsList):
         raise UsageError(f"Geant4 has no physics list {name!r} here: choose FTFP_BERT, QGSP_BERT or {DATAFREE!r}.")
-    return made(0)
+    return made()

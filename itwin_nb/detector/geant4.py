@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Beam', 'beam', 'as_dataset', 'EventLoop', 'event_blocks', 'origin', 'simulate_blocks', 'simulate']
 
-# %% ../../nbs/detector/02_geant4.ipynb #f9bd7b38
+# %% ../../nbs/detector/02_geant4.ipynb #c85ee54c
 import hashlib
 import json
 import multiprocessing
@@ -41,7 +41,7 @@ from .geometry import Calorimeter
 if TYPE_CHECKING:
     import xarray as xr
 
-# %% ../../nbs/detector/02_geant4.ipynb #b4944a57
+# %% ../../nbs/detector/02_geant4.ipynb #c95e5827
 class Beam(NamedTuple):
     """
     Hold the primary particles, one per event.
@@ -60,7 +60,7 @@ class Beam(NamedTuple):
     theta: np.ndarray
     pdg: np.ndarray
 
-# %% ../../nbs/detector/02_geant4.ipynb #12f4f1c8
+# %% ../../nbs/detector/02_geant4.ipynb #f2a2957f
 @patch
 def part(self: Beam, first: int, stop: int) -> "Beam":
     """
@@ -78,7 +78,7 @@ def part(self: Beam, first: int, stop: int) -> "Beam":
     """
     return Beam(*(values[first:stop] for values in self))
 
-# %% ../../nbs/detector/02_geant4.ipynb #1ee20fbf
+# %% ../../nbs/detector/02_geant4.ipynb #bdabaa43
 def _drawn(name: str, given: Any, n: int, between: Callable[[float, float], np.ndarray]) -> np.ndarray:
     try:
         values = np.asarray(given, dtype=float)
@@ -90,7 +90,7 @@ def _drawn(name: str, given: Any, n: int, between: Callable[[float, float], np.n
         raise UsageError(f"The {name} is a number, a pair (low, high) or {n} numbers, not {values.shape} of them.")
     return np.broadcast_to(values, n).copy()
 
-# %% ../../nbs/detector/02_geant4.ipynb #2f8c7b18
+# %% ../../nbs/detector/02_geant4.ipynb #070dfa72
 def _codes(particle: Any, n: int, uniform: np.ndarray) -> np.ndarray:
     names = [particle] if isinstance(particle, (str, int, np.integer)) else list(particle)
     unknown = [name for name in names if name not in PDG and name not in PDG.values()]
@@ -101,7 +101,7 @@ def _codes(particle: Any, n: int, uniform: np.ndarray) -> np.ndarray:
         return codes
     return codes[(uniform * len(codes)).astype(int)]
 
-# %% ../../nbs/detector/02_geant4.ipynb #a0bd0cd5
+# %% ../../nbs/detector/02_geant4.ipynb #91caac0b
 _ENERGIES_GEV = 1e-3, 1e5
 _ANGLES_DEG = 10, 170
 
@@ -148,7 +148,7 @@ def beam(n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, se
 def _span(values: np.ndarray) -> str:
     return f"they are from {values.min():g} to {values.max():g}"
 
-# %% ../../nbs/detector/02_geant4.ipynb #8eafc425
+# %% ../../nbs/detector/02_geant4.ipynb #ba94ab3b
 def _axes(calorimeter: Calorimeter) -> dict:
     across = ("y", calorimeter.cells_mm, {"units": "mm"})
     first = ("x", calorimeter.cells_mm, {"units": "mm"})
@@ -158,7 +158,7 @@ def _axes(calorimeter: Calorimeter) -> dict:
         across = ("y", calorimeter.cells_mm, {"units": "mm", "long_name": "radius"})
     return {"x": first, "y": across, "z": ("z", calorimeter.depths_mm, {"units": "mm"})}
 
-# %% ../../nbs/detector/02_geant4.ipynb #b37a6095
+# %% ../../nbs/detector/02_geant4.ipynb #5cc578d9
 def as_dataset(calorimeter: Calorimeter, beam: Beam, cells: np.ndarray, **attrs: Any) -> "xr.Dataset":
     """
     Label showers.
@@ -191,7 +191,7 @@ def as_dataset(calorimeter: Calorimeter, beam: Beam, cells: np.ndarray, **attrs:
     described = {"calorimeter": json.dumps(plain(calorimeter)), **attrs}
     return xr.Dataset(variables, _axes(calorimeter), described)
 
-# %% ../../nbs/detector/02_geant4.ipynb #5e408921
+# %% ../../nbs/detector/02_geant4.ipynb #c3de7a47
 def _detector(loop: "EventLoop", gdml: str) -> Any:
     g4, (nx, ny, nz) = loop.g4, loop.calorimeter.shape
     first, second = (1, 0) if loop.calorimeter.sectors else (0, 1)
@@ -213,7 +213,7 @@ def _detector(loop: "EventLoop", gdml: str) -> Any:
 
     return Detector()
 
-# %% ../../nbs/detector/02_geant4.ipynb #785cd7f1
+# %% ../../nbs/detector/02_geant4.ipynb #6e55b765
 def _gun(loop: "EventLoop") -> Any:
     g4, calorimeter = loop.g4, loop.calorimeter
     plate = calorimeter.upstream_mm + calorimeter.upstream_distance_mm if calorimeter.upstream_mm else 0.0
@@ -235,7 +235,7 @@ def _gun(loop: "EventLoop") -> Any:
 
     return Gun()
 
-# %% ../../nbs/detector/02_geant4.ipynb #a431f3a0
+# %% ../../nbs/detector/02_geant4.ipynb #1c9048dd
 def _collector(loop: "EventLoop") -> Any:
     class Collector(loop.g4.G4UserEventAction):
         def EndOfEventAction(self, event: Any) -> None:  # noqa: N802
@@ -244,7 +244,7 @@ def _collector(loop: "EventLoop") -> Any:
 
     return Collector()
 
-# %% ../../nbs/detector/02_geant4.ipynb #62279166
+# %% ../../nbs/detector/02_geant4.ipynb #467c71cf
 def _initialisation(loop: "EventLoop") -> Any:
     class Actions(loop.g4.G4VUserActionInitialization):
         def Build(self) -> None:  # noqa: N802
@@ -254,7 +254,7 @@ def _initialisation(loop: "EventLoop") -> Any:
 
     return Actions()
 
-# %% ../../nbs/detector/02_geant4.ipynb #3f59fe15
+# %% ../../nbs/detector/02_geant4.ipynb #3d56e5dd
 _QUIET = "/run/verbose 0", "/event/verbose 0", "/process/verbose 0", "/process/em/verbose 0"
 
 
@@ -303,7 +303,7 @@ class EventLoop:
         """Return the user actions: here the gun and what collects the hits."""
         return [_gun(self), _collector(self)]
 
-# %% ../../nbs/detector/02_geant4.ipynb #1d92853a
+# %% ../../nbs/detector/02_geant4.ipynb #dd1bdddb
 @patch
 def command(self: EventLoop, *lines: str) -> None:
     """
@@ -319,7 +319,7 @@ def command(self: EventLoop, *lines: str) -> None:
     for line in lines:
         interface.ApplyCommand(line)
 
-# %% ../../nbs/detector/02_geant4.ipynb #6fc7e51d
+# %% ../../nbs/detector/02_geant4.ipynb #dddd6617
 @patch
 def shoot(self: EventLoop, event: int, energy: float, theta: float, pdg: int, seed: int) -> None:
     """
@@ -339,7 +339,7 @@ def shoot(self: EventLoop, event: int, energy: float, theta: float, pdg: int, se
     self.command(f"/random/setSeeds {first + 1} {second + 1}")
     self._manager.BeamOn(1)
 
-# %% ../../nbs/detector/02_geant4.ipynb #e6402de6
+# %% ../../nbs/detector/02_geant4.ipynb #38f9accb
 @patch
 def _merged(self: EventLoop) -> tuple[np.ndarray, np.ndarray]:
     """Add up the samples of each layer."""
@@ -378,7 +378,7 @@ def block(self: EventLoop, first: int, beam: Beam, seed: int) -> dict[str, np.nd
     spent = np.float64(time.process_time() - start)
     return {name: np.concatenate(parts) for name, parts in rows.items()} | {"cpu_seconds": spent}
 
-# %% ../../nbs/detector/02_geant4.ipynb #0f95a616
+# %% ../../nbs/detector/02_geant4.ipynb #faedc419
 def _serve(handle: int) -> None:
     link, arguments = Connection(handle), {"folder": ""}
     with suppress(EOFError, OSError):
@@ -394,11 +394,12 @@ def _serve(handle: int) -> None:
         except (EOFError, OSError):
             raise
         except Exception as error:
-            link.send(ItwinError(f"A Geant4 worker failed ({type(error).__name__}: {error}): report it."))
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            link.send(ItwinError(f"A Geant4 worker failed ({reason}): report it."))
     shutil.rmtree(arguments["folder"], ignore_errors=True)
     os._exit(0)
 
-# %% ../../nbs/detector/02_geant4.ipynb #12bce2e5
+# %% ../../nbs/detector/02_geant4.ipynb #5efb1683
 _START = "import sys; from itwin_nb.detector.geant4 import _serve; _serve(int(sys.argv[1]))"
 
 
@@ -421,7 +422,7 @@ class _Worker:
         self.process.wait()
         self.folder.cleanup()
 
-# %% ../../nbs/detector/02_geant4.ipynb #cb0e18bb
+# %% ../../nbs/detector/02_geant4.ipynb #ee08a7c1
 _FATAL = re.compile(r"-------- EEEE -------.*?G4Exception : (\S+)\s+issued by : (\S+)\s+([^\n]+)", re.DOTALL)
 
 
@@ -433,7 +434,7 @@ def _death(self: _Worker) -> str:
     found = _FATAL.findall(self.log.read().decode(errors="replace"))
     return f"{reason}, {found[-1][0]} in {found[-1][1]}: {found[-1][2]}" if found else reason
 
-# %% ../../nbs/detector/02_geant4.ipynb #a0803412
+# %% ../../nbs/detector/02_geant4.ipynb #44667ec9
 @patch
 def ask(self: _Worker, first: int, beam: Beam, seed: int, advice: str) -> dict:
     try:
@@ -449,7 +450,7 @@ def ask(self: _Worker, first: int, beam: Beam, seed: int, advice: str) -> dict:
         raise answer
     return answer
 
-# %% ../../nbs/detector/02_geant4.ipynb #df3eab62
+# %% ../../nbs/detector/02_geant4.ipynb #10777402
 _BLOCK_GEV = 200.0
 
 
@@ -458,7 +459,7 @@ def _cuts(energy: np.ndarray) -> list[tuple[int, int]]:
     edges = [0, *(np.flatnonzero(np.diff(block)) + 1), len(energy)]
     return [(int(a), int(b)) for a, b in zip(edges, edges[1:])]
 
-# %% ../../nbs/detector/02_geant4.ipynb #114f0a0b
+# %% ../../nbs/detector/02_geant4.ipynb #7631f088
 class _Store:
     def __init__(self, folder: str | Path, job: dict) -> None:
         self.folder = make_folder(folder)
@@ -482,7 +483,7 @@ class _Store:
             message = f"{self.path(first)} is damaged: delete it, and it'll be simulated again."
             raise InputError(message) from error
 
-# %% ../../nbs/detector/02_geant4.ipynb #55c0f6de
+# %% ../../nbs/detector/02_geant4.ipynb #06c3b7e0
 def _job(calorimeter: Calorimeter, beam: Beam, seed: int, physics: str, target: str, options: dict) -> dict:
     job = {"calorimeter": plain(calorimeter), "physics": physics, "seed": int(seed), "events": len(beam.energy),
            "geant4": f"geant4_pybind {metadata.version('geant4_pybind')}", "target": target,
@@ -492,7 +493,7 @@ def _job(calorimeter: Calorimeter, beam: Beam, seed: int, physics: str, target: 
         digest.update(np.ascontiguousarray(values).tobytes())
     return job | {"provenance": digest.hexdigest()[:32]}
 
-# %% ../../nbs/detector/02_geant4.ipynb #fa31df86
+# %% ../../nbs/detector/02_geant4.ipynb #ac2766ae
 def _remote(start: Callable[[], _Worker], *order: Any) -> dict:
     worker = start()
     try:
@@ -519,7 +520,7 @@ class _OnCluster:
         if self.future:
             self.future.cancel()
 
-# %% ../../nbs/detector/02_geant4.ipynb #571fe077
+# %% ../../nbs/detector/02_geant4.ipynb #86f06111
 @contextmanager
 def _pool(workers: list, keep: Callable[[int, dict], None]) -> Iterator[Callable[..., Future]]:
     idle, threads = queue.SimpleQueue(), ThreadPoolExecutor(max(len(workers), 1))
@@ -543,7 +544,7 @@ def _pool(workers: list, keep: Callable[[int, dict], None]) -> Iterator[Callable
             worker.end()
         threads.shutdown()
 
-# %% ../../nbs/detector/02_geant4.ipynb #93fe85d0
+# %% ../../nbs/detector/02_geant4.ipynb #1af81eb9
 _LOOP = "itwin_nb.detector.geant4:EventLoop"
 
 
@@ -557,7 +558,7 @@ def _blocks(cuts: list, submit: Callable, kept: Callable, ahead: int) -> Iterato
     for first, stop, result in waiting:
         yield first, stop, result()
 
-# %% ../../nbs/detector/02_geant4.ipynb #8e98391f
+# %% ../../nbs/detector/02_geant4.ipynb #6e110f24
 def event_blocks(
     calorimeter: Calorimeter, beam: Beam, seed: int = 0, target: str = _LOOP, options: dict | None = None,
     workers: int = 1, blocks: str | Path | None = None, cluster: Any = None, progress: bool = True,
@@ -615,7 +616,7 @@ def event_blocks(
             bar.update(block[1] - block[0])
             yield block
 
-# %% ../../nbs/detector/02_geant4.ipynb #f3e6e7d9
+# %% ../../nbs/detector/02_geant4.ipynb #4d0e749f
 def _hired(start: Callable[[], _Worker], tasks: int, workers: int, cluster: Any) -> list:
     if not isinstance(workers, (int, np.integer)) or workers < 1:
         raise UsageError(f"The number of workers is at least 1, not {workers!r}.")
@@ -629,7 +630,7 @@ def _advice(blocks: str | Path | None) -> str:
         return f"run it again with blocks={str(blocks)!r}, and it goes on from the blocks that are finished"
     return "run it again, with blocks=FOLDER if finished blocks shall be kept so that it can go on"
 
-# %% ../../nbs/detector/02_geant4.ipynb #6adf8877
+# %% ../../nbs/detector/02_geant4.ipynb #65d069df
 def origin(
     calorimeter: Calorimeter, beam: Beam, seed: int = 0, target: str = _LOOP, options: dict | None = None
 ) -> dict:
@@ -659,7 +660,7 @@ def origin(
         require("geant4_pybind", "geant4")
     return _job(calorimeter, beam, seed, physics, target, options or {})
 
-# %% ../../nbs/detector/02_geant4.ipynb #caef4c42
+# %% ../../nbs/detector/02_geant4.ipynb #704eb5cf
 _ENGINES = {
     "parametrised": "itwin_nb.detector.baselines:parametrised",
     "library": "itwin_nb.detector.baselines:library",
@@ -679,7 +680,7 @@ def _pieces(
         data = getattr(import_module(module), name)(calorimeter, piece, seed=own, **arguments)
         yield data.assign_attrs(seed=seed)
 
-# %% ../../nbs/detector/02_geant4.ipynb #8bbfa885
+# %% ../../nbs/detector/02_geant4.ipynb #5898e490
 def _check(calorimeter: Any, engine: str, model: Any, blocks: Any, cluster: Any) -> None:
     if not isinstance(calorimeter, Calorimeter):
         raise UsageError(f"The first argument is a Calorimeter, not {calorimeter!r}: use Calorimeter.preset(name).")
@@ -690,7 +691,7 @@ def _check(calorimeter: Any, engine: str, model: Any, blocks: Any, cluster: Any)
     if engine != "geant4" and (blocks is not None or cluster is not None):
         raise UsageError(f"blocks= and cluster= belong to the engine 'geant4': leave them out with {engine!r}.")
 
-# %% ../../nbs/detector/02_geant4.ipynb #b94f84c6
+# %% ../../nbs/detector/02_geant4.ipynb #9f5553e5
 def simulate_blocks(
     calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, seed: int = 0,
     engine: str = "geant4", model: Any = None, workers: int = 1, blocks: str | Path | None = None,
@@ -733,7 +734,7 @@ def _attributes(calorimeter: Calorimeter, beam: Beam, seed: int) -> dict:
     job = origin(calorimeter, beam, seed)
     return {"engine": "geant4"} | {name: job[name] for name in ("physics", "seed", "geant4", "provenance")}
 
-# %% ../../nbs/detector/02_geant4.ipynb #1a4fd6b5
+# %% ../../nbs/detector/02_geant4.ipynb #ffda7658
 def simulate(
     calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, seed: int = 0,
     engine: str = "geant4", model: Any = None, workers: int = 1, blocks: str | Path | None = None,
@@ -799,7 +800,7 @@ def simulate(
         spent += float(block["cpu_seconds"])
     return as_dataset(calorimeter, shot, cells, **attrs, cpu_seconds=spent)
 
-# %% ../../nbs/detector/02_geant4.ipynb #0628337a
+# %% ../../nbs/detector/02_geant4.ipynb #f59299e0
 def _joined(pieces: Iterator["xr.Dataset"]) -> "xr.Dataset":
     import xarray as xr
 
