@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RINGS', 'SPECTRUM_MEV', 'observe']
 
-# %% ../../nbs/detector/09_observables.ipynb #71ec3652
+# %% ../../nbs/detector/09_observables.ipynb #7333cc75
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.errors import InputError, UsageError
 from .geometry import Calorimeter
 
-# %% ../../nbs/detector/09_observables.ipynb #dc3d9531
+# %% ../../nbs/detector/09_observables.ipynb #e2346206
 _BLOCK_BYTES = 64 << 20
 
 
@@ -26,7 +26,7 @@ def _blocks(data: xr.Dataset) -> Iterator[xr.Dataset]:
     for first in range(0, data.sizes["event"], size):
         yield data.isel(event=slice(first, first + size))
 
-
+# %% ../../nbs/detector/09_observables.ipynb #1205c0ec
 def _filled(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flat index and energy of the cells with energy."""
     flat = cells.reshape(-1)
@@ -36,7 +36,7 @@ def _filled(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise InputError("ECAL holds energies that are negative or not finite: make these showers again.")
     return index, mev
 
-# %% ../../nbs/detector/09_observables.ipynb #8b8d96d9
+# %% ../../nbs/detector/09_observables.ipynb #4c4dfc45
 @dataclass(frozen=True)
 class _Hits:
     """Cells with energy in a block: event, layer, x and y from the axis and z in mm, and energy in MeV."""
@@ -51,7 +51,7 @@ class _Hits:
     z: np.ndarray
     mev: np.ndarray
 
-
+# %% ../../nbs/detector/09_observables.ipynb #feb18fb7
 @patch
 def sum(self: _Hits, *factors: np.ndarray) -> np.ndarray:
     """Sum of the product of energy and factors [event]."""
@@ -63,14 +63,14 @@ def layer_sum(self: _Hits, *factors: np.ndarray) -> np.ndarray:
     """Sum of the product of energy and factors [event, layer]."""
     return self.table(self.layer, self.shape[1], np.prod([self.mev, *factors], axis=0))
 
-
+# %% ../../nbs/detector/09_observables.ipynb #80bfa0d4
 @patch
 def table(self: _Hits, column: np.ndarray, columns: int, weight: np.ndarray | None = None) -> np.ndarray:
     """Sum of a weight, or number of hits, in each column [event, column]."""
     found = np.bincount(self.event * columns + column, weight, self.shape[0] * columns)
     return found.reshape(self.shape[0], columns)
 
-# %% ../../nbs/detector/09_observables.ipynb #6b310505
+# %% ../../nbs/detector/09_observables.ipynb #b6b180e4
 def _hits(block: xr.Dataset, calorimeter: Calorimeter) -> _Hits:
     index, mev = _filled(np.ascontiguousarray(block["ECAL"].values))
     event, index = np.divmod(index, np.prod(calorimeter.shape))
@@ -81,7 +81,7 @@ def _hits(block: xr.Dataset, calorimeter: Calorimeter) -> _Hits:
     shape, ring = (block.sizes["event"], calorimeter.layers), 0.0 if calorimeter.sectors else 0.5
     return _Hits(shape, calorimeter.cell_mm, ring, event, layer, x[place], y[place] - axis, z, mev)
 
-# %% ../../nbs/detector/09_observables.ipynb #9668f3ae
+# %% ../../nbs/detector/09_observables.ipynb #4a571172
 _HOTTEST = (1, 5, 20)
 
 
@@ -95,7 +95,7 @@ def _energies(h: _Hits, threshold_mev: float) -> dict:
         "layer_hits": (("event", "layer"), layer_hits, {"threshold_mev": threshold_mev}),
     }
 
-
+# %% ../../nbs/detector/09_observables.ipynb #261f32b9
 def _hottest(h: _Hits) -> dict:
     order = np.lexsort((-h.mev, h.event))
     first = np.searchsorted(h.event, np.arange(h.shape[0]))
@@ -109,7 +109,7 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Quotient; NaN where there's no energy."""
     return np.divide(a, b, out=np.full(np.broadcast_shapes(a.shape, b.shape), np.nan), where=b > 0)
 
-# %% ../../nbs/detector/09_observables.ipynb #4dd5bc50
+# %% ../../nbs/detector/09_observables.ipynb #763d509d
 def _moments(h: _Hits) -> dict:
     total, found = h.sum(), []
     for u in (h.x, h.y, h.z):
@@ -121,7 +121,7 @@ def _moments(h: _Hits) -> dict:
     return {"centre": (dims, values[:, :, 0], mm), "width": (dims, values[:, :, 1], mm),
             "skewness": (dims, values[:, :, 2])}
 
-
+# %% ../../nbs/detector/09_observables.ipynb #e9da9e11
 def _layer_moments(h: _Hits) -> dict:
     total, centres, widths = h.layer_sum(), [], []
     for u in (h.x, h.y):
@@ -132,7 +132,7 @@ def _layer_moments(h: _Hits) -> dict:
     named = {"layer_centre": centres, "layer_width": widths}
     return {name: (dims, np.stack(found, axis=-1), {"units": "mm"}) for name, found in named.items()}
 
-# %% ../../nbs/detector/09_observables.ipynb #fd0bbf0d
+# %% ../../nbs/detector/09_observables.ipynb #cde982e0
 RINGS = 16
 
 
@@ -140,7 +140,7 @@ def _radial(h: _Hits) -> dict:
     ring = np.minimum(np.hypot(h.x, h.y) / h.cell_mm + h.first_ring, RINGS - 1).astype(np.int64)
     return {"radial": (("event", "ring"), h.table(ring, RINGS, h.mev), {"units": "MeV"})}
 
-# %% ../../nbs/detector/09_observables.ipynb #ada043c5
+# %% ../../nbs/detector/09_observables.ipynb #f23d2ade
 SPECTRUM_MEV: np.ndarray = np.logspace(-2, 3, 41)
 
 
@@ -150,13 +150,13 @@ def _spectrum(h: _Hits) -> dict:
     inside = (column >= 0) & (column < bins)
     return {"spectrum": (("event", "bin"), h.table(np.clip(column, 0, bins - 1), bins, inside.astype(float)))}
 
-# %% ../../nbs/detector/09_observables.ipynb #202651cb
+# %% ../../nbs/detector/09_observables.ipynb #d211b352
 def _angle(h: _Hits, theta: np.ndarray) -> dict:
     z = h.z - _divide(h.sum(h.z), h.sum())[h.event]
     slope = _divide(h.sum(z, h.y), h.sum(z, z)) + 1 / np.tan(theta)
     return {"angle": ("event", np.arctan2(1, slope), {"units": "rad"})}
 
-# %% ../../nbs/detector/09_observables.ipynb #3191188c
+# %% ../../nbs/detector/09_observables.ipynb #66a2f2fc
 def _calorimeter(data: xr.Dataset) -> Calorimeter:
     missing = [name for name in ("ECAL", "energy", "theta") if name not in data]
     if missing or "calorimeter" not in data.attrs:
@@ -164,11 +164,11 @@ def _calorimeter(data: xr.Dataset) -> Calorimeter:
         raise InputError(f"These showers lack {lacking}: take a Dataset of simulate or read_showers.")
     calorimeter, shape = Calorimeter(**json.loads(data.attrs["calorimeter"])), data["ECAL"].shape[1:]
     if calorimeter.shape != shape:
-        said = f"{calorimeter.name} has {calorimeter.shape}"
-        raise InputError(f"The showers have {shape} cells, but their calorimeter {said}: correct one of them.")
+        said = f"{shape} cells, but their calorimeter {calorimeter.name} has {calorimeter.shape}"
+        raise InputError(f"The showers have {said}: correct one of them.")
     return calorimeter
 
-# %% ../../nbs/detector/09_observables.ipynb #e066d4fa
+# %% ../../nbs/detector/09_observables.ipynb #df0610cb
 def _of_block(block: xr.Dataset, calorimeter: Calorimeter, threshold_mev: float) -> xr.Dataset:
     h, theta = _hits(block, calorimeter), block["theta"].values.astype(float)
     parts = _energies(h, threshold_mev), _hottest(h), _moments(h), _layer_moments(h), _radial(h), _spectrum(h)
@@ -178,7 +178,7 @@ def _of_block(block: xr.Dataset, calorimeter: Calorimeter, threshold_mev: float)
     response = ("event", h.sum() / (1e3 * block["energy"].values))
     return kept.assign(small).assign(response=response)
 
-# %% ../../nbs/detector/09_observables.ipynb #ea450419
+# %% ../../nbs/detector/09_observables.ipynb #60bb29de
 def _observe(data: xr.Dataset, threshold_mev: float) -> xr.Dataset:
     calorimeter = _calorimeter(data)
     if not data.sizes["event"]:
@@ -193,7 +193,7 @@ def _observe(data: xr.Dataset, threshold_mev: float) -> xr.Dataset:
     joined = xr.concat(found, "event", coords="minimal", compat="override", join="override")
     return joined.drop_vars(list(joined.coords)).assign_coords(coords).assign_attrs(attrs)
 
-# %% ../../nbs/detector/09_observables.ipynb #9506cb2d
+# %% ../../nbs/detector/09_observables.ipynb #06a94cb9
 def observe(data: xr.Dataset | Iterable[xr.Dataset], threshold_mev: float = 0.1) -> xr.Dataset:
     """
     Compute the observables of each shower.
@@ -210,9 +210,9 @@ def observe(data: xr.Dataset | Iterable[xr.Dataset], threshold_mev: float = 0.1)
     -------
     xarray.Dataset
         ``total`` in MeV, ``response``, ``hits``, ``angle`` in rad [event]; ``layer_energy`` in MeV,
-        ``layer_hits`` [event, layer]; ``centre`` and ``width`` in mm, ``skewness`` [event, axis], x and y from
-        the shower's axis; ``layer_centre``, ``layer_width`` in mm [event, layer, side]; ``radial`` in MeV
-        [event, ring]; ``spectrum`` [event, bin]; ``hottest``, a share [event, cells]; with ``energy``,
+        ``layer_hits`` [event, layer]; ``centre`` and ``width`` in mm, ``skewness`` [event, axis], x and y
+        from the shower's axis; ``layer_centre``, ``layer_width`` in mm [event, layer, side]; ``radial``
+        [event, ring] in MeV; ``spectrum`` [event, bin]; ``hottest``, a share [event, cells]; with ``energy``,
         ``theta``, ``pdg``. Without energy, what has no value is NaN.
 
     Raises
@@ -229,5 +229,5 @@ def observe(data: xr.Dataset | Iterable[xr.Dataset], threshold_mev: float = 0.1)
     found = [_observe(piece, threshold_mev) for piece in data]
     if not found:
         raise InputError("There are no showers to observe: simulate some.")
-    return xr.concat(found, "event", data_vars="minimal", coords="minimal", compat="override", join="override",
-                     combine_attrs="drop_conflicts")
+    how = {"coords": "minimal", "compat": "override", "join": "override", "combine_attrs": "drop_conflicts"}
+    return xr.concat(found, "event", data_vars="minimal", **how)
