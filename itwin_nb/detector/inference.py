@@ -340,6 +340,28 @@ def accepts(self: Generator, pdg: Any, energy: Any, theta: Any) -> np.ndarray:
 
 # %% ../../nbs/detector/11_onnx.ipynb #53c2f981
 @patch
+def differences(self: Generator, calorimeter: Calorimeter) -> list[str]:
+    """
+    List in what a calorimeter differs from the one that the generator learned.
+
+    Parameters
+    ----------
+    calorimeter : Calorimeter
+        Where showers are wanted. Its name and the matter before it don't count.
+
+    Returns
+    -------
+    list of str
+        Each with a parameter, its value and that of `calorimeter`; empty if both are the same.
+    """
+    if calorimeter.fingerprint == self._fingerprint:
+        return []
+    learned, asked = plain(self.calorimeter), plain(calorimeter)
+    return [f"{name} {learned[name]}, not {value}" for name, value in asked.items()
+            if not name.startswith(("name", "upstream")) and value != learned[name]]
+
+
+@patch
 def check(self: Generator, calorimeter: Calorimeter) -> None:
     """
     Make sure that a calorimeter is the one that the generator learned.
@@ -355,12 +377,9 @@ def check(self: Generator, calorimeter: Calorimeter) -> None:
         If it is another one.
     """
     if calorimeter.fingerprint != self._fingerprint:
-        learned, asked = plain(self.calorimeter), plain(calorimeter)
-        differ = [f"{name} {learned[name]}, not {value}" for name, value in asked.items()
-                  if name != "name" and not name.startswith("upstream") and value != learned[name]]
         raise InputError(f"The generator {self.folder.name} learned another calorimeter "
-                         f"({'; '.join(differ)}): choose another generator, or train one with "
-                         "itwin run detector_gan.")
+                         f"({'; '.join(self.differences(calorimeter))}): choose another generator, "
+                         "or train one with itwin run detector_gan.")
 
 # %% ../../nbs/detector/11_onnx.ipynb #8701070b
 def _block(generator: Generator, beam: Beam, seed: int, events: np.ndarray) -> np.ndarray:
