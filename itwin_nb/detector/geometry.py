@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RADIATION_LENGTHS_MM', 'Calorimeter']
 
-# %% ../../nbs/detector/00_geometry.ipynb #4baf5a09
+# %% ../../nbs/detector/00_geometry.ipynb #2cfc3a33
 import hashlib
 import json
 from dataclasses import dataclass, fields
@@ -17,13 +17,13 @@ from fastcore.basics import patch
 from ..core.errors import UsageError
 from ..core.files import atomic_path, plain
 
-# %% ../../nbs/detector/00_geometry.ipynb #5b36adde
+# %% ../../nbs/detector/00_geometry.ipynb #9485f4d4
 RADIATION_LENGTHS_MM: dict[str, float] = {
     "G4_AIR": 303900.0, "G4_Al": 88.97, "G4_Si": 93.70, "G4_Fe": 17.57, "G4_Cu": 14.36, "G4_W": 3.504,
     "G4_Pb": 5.612, "G4_U": 3.166, "G4_lAr": 140.0, "G4_PLASTIC_SC_VINYLTOLUENE": 425.4, "G4_PbWO4": 8.903,
 }
 
-# %% ../../nbs/detector/00_geometry.ipynb #ccc81907
+# %% ../../nbs/detector/00_geometry.ipynb #4dfe496e
 @dataclass(frozen=True)
 class Calorimeter:
     """
@@ -31,81 +31,69 @@ class Calorimeter:
 
     Parameters
     ----------
-    name : str, default "clic51"
+    name : str
         What it is called.
-    layers : int
-        Layers that are read out.
-    cells : int
-        Cells across, the same along x and y; rings, if there are `sectors`.
-    cell_mm : float
-        Side of a cell, or width of a ring, in mm.
-    sectors : int, default 0
-        Sectors in azimuth of polar cells; 0 for square cells.
+    layers, cells, sectors, samples : int
+        Layers that are read out; cells across, or rings; sectors, 0 for square cells; samples in a layer.
     absorber, sensor, upstream : str
-        Materials, by their NIST names in Geant4.
-    absorber_mm, sensor_mm, gap_mm : float
-        Thickness of absorber, sensor and the air after them, in mm; without absorber, all of it is sensor.
-    samples : int, default 1
-        Absorber-sensor pairs in each layer.
-    margin_mm : float, default 0
-        Calorimeter around the cells that isn't read out, in mm.
-    upstream_mm, upstream_distance_mm : float
-        Thickness of the plate before the calorimeter (0: none) and air between it and the face, in mm.
-    physics : str, default "FTFP_BERT"
+        Materials of the plates, of the sensors and of the matter before them, by their names in Geant4.
+    cell_mm, absorber_mm, sensor_mm, gap_mm, margin_mm, upstream_mm, upstream_distance_mm : float
+        Side of a cell or width of a ring; thickness of absorber (0: all is sensor), sensor and the air after
+        them; calorimeter around the cells; upstream matter (0: none) and its distance to the face; in mm.
+    physics : str
         Geant4's reference physics list, used where Geant4's data sets are installed.
-    cut_mm : float, default 0.7
+    cut_mm : float
         Range below which secondary particles aren't produced, in mm.
-
-    Raises
-    ------
-    UsageError
-        If a value is out of range or a material isn't known.
     """
 
     name: str = "clic51"
     layers: int = 25
     cells: int = 51
-    cell_mm: float = 5.1
     sectors: int = 0
+    samples: int = 1
     absorber: str = "G4_W"
-    absorber_mm: float = 3.5
     sensor: str = "G4_Si"
+    upstream: str = "G4_Al"
+    cell_mm: float = 5.1
+    absorber_mm: float = 3.5
     sensor_mm: float = 0.5
     gap_mm: float = 1.1
-    samples: int = 1
     margin_mm: float = 0.0
-    upstream: str = "G4_Al"
     upstream_mm: float = 0.0
     upstream_distance_mm: float = 10.0
     physics: str = "FTFP_BERT"
     cut_mm: float = 0.7
 
     def __post_init__(self) -> None:
-        self._check()
+        for field in fields(self):
+            _check_number(field.name, field.type, getattr(self, field.name))
+        _check_materials(self)
 
-# %% ../../nbs/detector/00_geometry.ipynb #b0c659ad
-_AT_LEAST = {
-    "layers": 1, "cells": 1, "samples": 1, "sectors": 0, "absorber_mm": 0, "gap_mm": 0, "margin_mm": 0, "upstream_mm": 0,
-    "upstream_distance_mm": 0,
-}
+# %% ../../nbs/detector/00_geometry.ipynb #e02d3b60
+_AT_LEAST = {"layers": 1, "cells": 1, "samples": 1}
+_MAY_BE_ZERO = {"sectors", "absorber_mm", "gap_mm", "margin_mm", "upstream_mm", "upstream_distance_mm"}
 
 
-@patch
-def _check(self: Calorimeter) -> None:
-    for field in fields(self):
-        value, low = getattr(self, field.name), _AT_LEAST.get(field.name)
-        kinds = {str: str, int: (int, np.integer), float: (int, float, np.number)}[field.type]
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise UsageError(f"A calorimeter's {field.name} is a {field.type.__name__}, not {value!r}.")
-        if field.type is not str and not (np.isfinite(value) and (value > 0 if low is None else value >= low)):
-            wanted = "above 0" if low is None else f"at least {low}"
-            raise UsageError(f"A calorimeter's {field.name} must be {wanted}, but is {value}.")
+def _check_number(name: str, kind: type, value: object) -> None:
+    kinds = {str: str, int: (int, np.integer), float: (int, float, np.number)}[kind]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise UsageError(f"A calorimeter's {name} is a {kind.__name__}, not {value!r}.")
+    if kind is str:
+        return
+    least = 0 if name in _MAY_BE_ZERO else _AT_LEAST.get(name)
+    if not np.isfinite(value) or (value <= 0 if least is None else value < least):
+        wanted = "above 0" if least is None else f"at least {least}"
+        raise UsageError(f"A calorimeter's {name} must be {wanted}, but is {value}.")
+
+# %% ../../nbs/detector/00_geometry.ipynb #fcc7a986
+def _check_materials(calorimeter: Calorimeter) -> None:
     for part in ("absorber", "sensor", "upstream"):
-        if getattr(self, part) not in RADIATION_LENGTHS_MM:
+        material = getattr(calorimeter, part)
+        if material not in RADIATION_LENGTHS_MM:
             known = ", ".join(RADIATION_LENGTHS_MM)
-            raise UsageError(f"The {part} {getattr(self, part)!r} isn't a known material; choose from {known}.")
+            raise UsageError(f"The {part} {material!r} isn't a known material; choose from {known}.")
 
-# %% ../../nbs/detector/00_geometry.ipynb #d4d34f9d
+# %% ../../nbs/detector/00_geometry.ipynb #fee01404
 _PRESETS = {
     "clic51": {},
     "clic25": {"cells": 25},
@@ -140,19 +128,19 @@ def preset(cls: Calorimeter, name: str) -> "Calorimeter":
         raise UsageError(f"There's no calorimeter {name!r}; choose from {', '.join(_PRESETS)}.")
     return cls(name=name, **_PRESETS[name])
 
-# %% ../../nbs/detector/00_geometry.ipynb #d31cd7f1
+# %% ../../nbs/detector/00_geometry.ipynb #7788663d
 @patch(as_prop=True)
 def shape(self: Calorimeter) -> tuple[int, int, int]:
     """Return the number of cells along x, y and z, or of sectors, rings and layers."""
     return (self.sectors or self.cells, self.cells, self.layers)
 
-# %% ../../nbs/detector/00_geometry.ipynb #150127e0
+# %% ../../nbs/detector/00_geometry.ipynb #d3d38bf0
 @patch(as_prop=True)
 def pitch_mm(self: Calorimeter) -> float:
     """Return the thickness of a layer in mm."""
     return self.samples * (self.absorber_mm + self.sensor_mm + self.gap_mm)
 
-# %% ../../nbs/detector/00_geometry.ipynb #aaad6eb4
+# %% ../../nbs/detector/00_geometry.ipynb #84f03d55
 @patch(as_prop=True)
 def depths_mm(self: Calorimeter) -> np.ndarray:
     """Return where the sensors of each layer are along z [layer], in mm: the mean of their centres."""
@@ -160,14 +148,14 @@ def depths_mm(self: Calorimeter) -> np.ndarray:
     first = self.absorber_mm + self.sensor_mm / 2 + (self.samples - 1) / 2 * sample
     return first + self.pitch_mm * np.arange(self.layers)
 
-# %% ../../nbs/detector/00_geometry.ipynb #857da5e7
+# %% ../../nbs/detector/00_geometry.ipynb #3e25fca4
 @patch(as_prop=True)
 def cells_mm(self: Calorimeter) -> np.ndarray:
     """Return the centres of the cells across [cell], or of the rings, in mm."""
     start = 0 if self.sectors else self.cells / 2
     return self.cell_mm * (np.arange(self.cells) + 0.5 - start)
 
-# %% ../../nbs/detector/00_geometry.ipynb #2aac5335
+# %% ../../nbs/detector/00_geometry.ipynb #4d1de4d5
 @patch
 def positions_mm(self: Calorimeter) -> np.ndarray:
     """
@@ -184,22 +172,22 @@ def positions_mm(self: Calorimeter) -> np.ndarray:
     angle, ring, z = np.meshgrid(angles, self.cells_mm, self.depths_mm, indexing="ij")
     return np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=-1)
 
-# %% ../../nbs/detector/00_geometry.ipynb #f5fae062
+# %% ../../nbs/detector/00_geometry.ipynb #17fe3efd
 @patch(as_prop=True)
 def x0(self: Calorimeter) -> float:
     """Return the thickness of a layer in radiation lengths."""
     parts = ((self.absorber, self.absorber_mm), (self.sensor, self.sensor_mm), ("G4_AIR", self.gap_mm))
     return self.samples * sum(mm / RADIATION_LENGTHS_MM[material] for material, mm in parts)
 
-# %% ../../nbs/detector/00_geometry.ipynb #a7d13a80
+# %% ../../nbs/detector/00_geometry.ipynb #17724141
 @patch(as_prop=True)
 def fingerprint(self: Calorimeter) -> str:
     """Return 16 hexadecimal digits that are the same for calorimeters with the same showers."""
-    kept = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith(("name", "upstream"))}
-    kept = {name: float(v) if isinstance(v, (int, float)) else v for name, v in plain(kept).items()}
+    kept = {name: value for name, value in plain(self).items() if not name.startswith(("name", "upstream"))}
+    kept = {name: value if isinstance(value, str) else float(value) for name, value in kept.items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../../nbs/detector/00_geometry.ipynb #0686c0b1
+# %% ../../nbs/detector/00_geometry.ipynb #f73fdce7
 def _box(name: str, x: float, y: float, z: float) -> str:
     return f'<box name="{name}_s" x="{x:.9g}" y="{y:.9g}" z="{z:.9g}" lunit="mm"/>'
 
@@ -208,23 +196,24 @@ def _tube(name: str, radius: float, z: float, start: float = 0, angle: float = 3
     return (f'<tube name="{name}_s" rmin="0" rmax="{radius:.9g}" z="{z:.9g}" startphi="{start:.9g}" '
             f'deltaphi="{angle:.9g}" aunit="deg" lunit="mm"/>')
 
-# %% ../../nbs/detector/00_geometry.ipynb #68931100
+# %% ../../nbs/detector/00_geometry.ipynb #a72b74d7
 def _volume(name: str, material: str, *inside: str) -> str:
     return (f'<volume name="{name}"><materialref ref="{material}"/><solidref ref="{name}_s"/>'
             f'{"".join(inside)}</volume>')
 
-# %% ../../nbs/detector/00_geometry.ipynb #1c328cb2
+# %% ../../nbs/detector/00_geometry.ipynb #303cc457
 def _placed(name: str, z: float) -> str:
     position = f'<position name="{name}_z" x="0" y="0" z="{z:.9g}" unit="mm"/>'
     return f'<physvol name="{name}"><volumeref ref="{name}"/>{position}</physvol>'
 
-# %% ../../nbs/detector/00_geometry.ipynb #27bc8e6e
+# %% ../../nbs/detector/00_geometry.ipynb #9378178f
 def _replica(name: str, number: int, axis: str, width: float, unit: str = "mm") -> str:
-    return (f'<replicavol number="{number}"><volumeref ref="{name}"/><replicate_along_axis><direction {axis}="1"/>'
-            f'<width value="{width:.9g}" unit="{unit}"/><offset value="0" unit="{unit}"/>'
-            "</replicate_along_axis></replicavol>")
+    along = (f'<direction {axis}="1"/><width value="{width:.9g}" unit="{unit}"/>'
+             f'<offset value="0" unit="{unit}"/>')
+    return (f'<replicavol number="{number}"><volumeref ref="{name}"/>'
+            f"<replicate_along_axis>{along}</replicate_along_axis></replicavol>")
 
-# %% ../../nbs/detector/00_geometry.ipynb #7784ac75
+# %% ../../nbs/detector/00_geometry.ipynb #e6a5f78f
 @patch
 def _grid(self: Calorimeter) -> tuple[list[str], list[str]]:
     side, mm, si = self.cells * self.cell_mm, self.cell_mm, self.sensor
@@ -246,7 +235,7 @@ def _rings(self: Calorimeter) -> tuple[list[str], list[str]]:
         _volume("core", si, _replica("row", self.sectors, "phi", angle, "deg")),
     ]
 
-# %% ../../nbs/detector/00_geometry.ipynb #23a1202c
+# %% ../../nbs/detector/00_geometry.ipynb #0c7bf682
 @patch(as_prop=True)
 def half_mm(self: Calorimeter) -> float:
     """Return half the width of the calorimeter in mm, cells and margin."""
@@ -269,7 +258,7 @@ def _stack(self: Calorimeter) -> tuple[list[str], list[str]]:
         _volume("calorimeter", air, _replica("sample", self.samples * self.layers, "z", depth)),
     ]
 
-# %% ../../nbs/detector/00_geometry.ipynb #b085e925
+# %% ../../nbs/detector/00_geometry.ipynb #85eecd2b
 @patch
 def _world(self: Calorimeter) -> tuple[list[str], list[str]]:
     side, long, air = 2 * self.half_mm, self.pitch_mm * self.layers, "G4_AIR"
@@ -283,7 +272,7 @@ def _world(self: Calorimeter) -> tuple[list[str], list[str]]:
         volumes.append(_volume("upstream", self.upstream))
     return solids + [_box("world", wide, wide, deep)], volumes + [_volume("world", air, *inside)]
 
-# %% ../../nbs/detector/00_geometry.ipynb #1616cfa6
+# %% ../../nbs/detector/00_geometry.ipynb #28354ad1
 @patch
 def write_gdml(self: Calorimeter, path: str | Path) -> None:
     """
