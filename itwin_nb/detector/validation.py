@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import ks_2samp, rankdata
 
 from ..core.errors import UsageError
-from ..core.files import atomic_path, make_folder, plain, write_json
+from ..core.files import atomic_path, make_folder, write_json
 from ..core.plots import COLOURS, style
 from ..core.provenance import format_value
 from .geometry import Calorimeter
@@ -71,6 +71,11 @@ def _draw(table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     weights = rng.poisson(1, (_DRAWS + 1, len(table))).astype(np.float32)
     weights[0] = 1
     return weights @ table.astype(np.float32) / np.maximum(weights.sum(axis=1, keepdims=True), 1)
+
+# %% ../../nbs/detector/10_validation.ipynb #771341f1
+def _error(draws: np.ndarray) -> np.ndarray:
+    """Spread over the draws in which there's a value."""
+    return np.ma.filled(np.ma.masked_invalid(draws[1:]).std(axis=0), np.nan)
 
 # %% ../../nbs/detector/10_validation.ipynb #05925435
 def _in_bins(
@@ -232,7 +237,7 @@ def _curves_of(seen: xr.Dataset, b: _Binning, rng: np.random.Generator) -> dict[
 
 def _from_curves(t: Mapping[str, np.ndarray], g: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     found = {name: distance(t[curve], g[curve]) for name, (curve, distance, _) in _METRICS.items()}
-    return {name: (float(draws[0]), float(np.nanstd(draws[1:]))) for name, draws in found.items()}
+    return {name: (float(draws[0]), float(_error(draws))) for name, draws in found.items()}
 
 # %% ../../nbs/detector/10_validation.ipynb #5e4461d2
 def _features(seen: xr.Dataset) -> np.ndarray:
@@ -256,11 +261,15 @@ def _area(on: np.ndarray, off: np.ndarray) -> tuple[float, float]:
     return above.mean(), max(variance, 0.25 / min(len(on), len(off)) ** 2)
 
 # %% ../../nbs/detector/10_validation.ipynb #1d00178d
+_NOWHERE = -1e6  # centre of a layer without energy: for trees, a branch of its own
+
+
 def _auc(test: xr.Dataset, reference: xr.Dataset, seed: int) -> tuple[float, float]:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     rng, n = np.random.default_rng(seed), min(test.sizes["event"], reference.sizes["event"])
-    x = np.vstack([_features(s)[rng.permutation(s.sizes["event"])[:n]] for s in (test, reference)])
+    x = np.vstack([rng.permutation(_features(seen))[:n] for seen in (test, reference)])
+    x = np.nan_to_num(x, nan=_NOWHERE)
     y, fold, found = np.arange(2 * n) < n, np.arange(2 * n) % 2, []
     for k in (0, 1):
         trees = HistGradientBoostingClassifier(
@@ -291,6 +300,8 @@ def _jackknife(t: np.ndarray, g: np.ndarray, parts: int = 10) -> tuple[float, fl
 # %% ../../nbs/detector/10_validation.ipynb #0dad341f
 def _normalised(features: np.ndarray, like: np.ndarray) -> np.ndarray:
     """Features in units of the reference's spread; 0 where there's none, and at most 10."""
+    known = np.isfinite(like).any(axis=0)
+    features, like = features[:, known].astype(float), like[:, known].astype(float)
     mean, spread = np.nanmean(like, axis=0), np.nanstd(like, axis=0)
     varies = spread > 1e-6 * np.maximum(np.abs(mean), 1e-6)
     return np.clip(np.nan_to_num((features[:, varies] - mean[varies]) / spread[varies]), -10, 10)
@@ -410,7 +421,7 @@ def _measure(
 
 # %% ../../nbs/detector/10_validation.ipynb #86f979f2
 def _drawable(name: str, drawn: Mapping[str, Mapping[str, np.ndarray]], b: _Binning) -> dict:
-    curves = {sample: (found[name][0], np.nanstd(found[name][1:], axis=0)) for sample, found in drawn.items()}
+    curves = {sample: (found[name][0], _error(found[name])) for sample, found in drawn.items()}
     edges = _CURVES[name].edges
     return {"edges": edges(b) if edges else np.arange(len(curves["test"][0]) + 1) - 0.5, **curves}
 
