@@ -6,7 +6,7 @@
 __all__ = ['PDG', 'DATAFREE', 'WHEEL', 'SYMBOLS', 'data_sets', 'environment', 'choose_physics', 'check_wheel', 'probe',
            'load_geant4', 'physics_list']
 
-# %% ../../nbs/detector/01_datafree.ipynb #fc66d605
+# %% ../../nbs/detector/01_datafree.ipynb #8cc9525f
 import ctypes
 import importlib
 import os
@@ -21,13 +21,13 @@ from typing import Any
 from ..core.errors import ItwinError, UsageError, require
 from ..core.files import make_folder
 
-# %% ../../nbs/detector/01_datafree.ipynb #b31064b1
+# %% ../../nbs/detector/01_datafree.ipynb #115489bd
 _DATA_SETS = {
     "G4LEDATA": "G4EMLOW", "G4LEVELGAMMADATA": "PhotonEvaporation", "G4PARTICLEXSDATA": "G4PARTICLEXS",
     "G4SAIDXSDATA": "G4SAIDDATA", "G4ENSDFSTATEDATA": "G4ENSDFSTATE",
 }
 
-
+# %% ../../nbs/detector/01_datafree.ipynb #7e80f5ad
 def data_sets() -> dict[str, str]:
     """
     Find Geant4's data sets on this machine.
@@ -47,7 +47,7 @@ def data_sets() -> dict[str, str]:
             found[variable] = str(folders[0])
     return found
 
-# %% ../../nbs/detector/01_datafree.ipynb #b6f0e9ad
+# %% ../../nbs/detector/01_datafree.ipynb #f2aaf4fc
 def environment(folder: str | Path) -> dict[str, str]:
     """
     Prepare the environment of a process that will use Geant4.
@@ -74,15 +74,15 @@ def environment(folder: str | Path) -> dict[str, str]:
     directory = given if given and Path(given).is_dir() else str(folder)
     return {"GEANT4_DATA_DIR": directory, "G4ENSDFSTATEDATA": str(folder)} | data_sets()
 
-# %% ../../nbs/detector/01_datafree.ipynb #6825dfa2
+# %% ../../nbs/detector/01_datafree.ipynb #75a4ce51
 PDG: dict[str, int] = {
-    "e-": 11, "e+": -11, "gamma": 22, "mu-": 13, "mu+": -13, "pi+": 211, "pi-": -211, "pi0": 111, "proton": 2212,
-    "neutron": 2112, "kaon+": 321, "kaon-": -321, "kaon0L": 130,
+    "e-": 11, "e+": -11, "gamma": 22, "mu-": 13, "mu+": -13, "pi+": 211, "pi-": -211, "pi0": 111,
+    "proton": 2212, "neutron": 2112, "kaon+": 321, "kaon-": -321, "kaon0L": 130,
 }
 DATAFREE: str = "datafree-em"
 _ELECTROMAGNETIC = {11, -11, 22}
 
-# %% ../../nbs/detector/01_datafree.ipynb #d98a9e88
+# %% ../../nbs/detector/01_datafree.ipynb #2cf89324
 def choose_physics(physics: str, pdg: Iterable[int]) -> str:
     """
     Choose the physics list for these particles on this machine.
@@ -115,7 +115,7 @@ def choose_physics(physics: str, pdg: Iterable[int]) -> str:
         raise UsageError(f"Without data sets, Geant4 simulates e-, e+ and gamma only, not {names}: {cure}.")
     return DATAFREE
 
-# %% ../../nbs/detector/01_datafree.ipynb #20a387c0
+# %% ../../nbs/detector/01_datafree.ipynb #f9d10939
 WHEEL: str = "0.1.3"
 _STRING, _TYPE = "RK8G4String", "13G4ProcessType"
 _LIST = "G4PhysicsListHelper"
@@ -123,11 +123,11 @@ _CHARGED = {"G4eMultipleScattering": "msc", "G4eIonisation": "eIoni", "G4eBremss
 _NEUTRAL = {"G4PhotoElectricEffect": "phot", "G4ComptonScattering": "compt", "G4GammaConversion": "conv"}
 _POSITRON = {"G4eplusAnnihilation": "annihil"}
 
-
+# %% ../../nbs/detector/01_datafree.ipynb #4eb75852
 def _mangled(cls: str, rest: str) -> str:
     return f"_ZN{len(cls)}{cls}{rest}"
 
-# %% ../../nbs/detector/01_datafree.ipynb #6b70be13
+# %% ../../nbs/detector/01_datafree.ipynb #24b177bf
 _HELPER = _mangled(_LIST, "20GetPhysicsListHelperEv")
 _REGISTER = _mangled(_LIST, "15RegisterProcessEP10G4VProcessP20G4ParticleDefinition")
 _MODEL = _mangled("G4eBremsstrahlungRelModel", f"C1EPK20G4ParticleDefinition{_STRING}")
@@ -139,7 +139,7 @@ SYMBOLS: tuple[str, ...] = (
     *(_mangled(cls, "10DefinitionEv") for cls in ("G4Electron", "G4Positron", "G4Gamma")),
 )
 
-# %% ../../nbs/detector/01_datafree.ipynb #610c1997
+# %% ../../nbs/detector/01_datafree.ipynb #46564ed2
 def check_wheel(version: str = WHEEL) -> None:
     """
     Refuse a wheel or a machine for which this module wasn't written, without loading it.
@@ -161,11 +161,11 @@ def check_wheel(version: str = WHEEL) -> None:
     here, found = f"{platform.system()} {platform.machine()}", metadata.version("geant4_pybind")
     if found != version or here != "Linux x86_64":
         raise ItwinError(
-            f"Simulating without data sets needs geant4_pybind {version} on Linux x86_64, but this is {found} on "
-            f"{here}: install that version, install Geant4's data sets, or choose engine='parametrised'."
+            f"Simulating without data sets needs geant4_pybind {version} on Linux x86_64, but this is "
+            f"{found} on {here}: install that version or Geant4's data sets, or choose engine='parametrised'."
         )
 
-# %% ../../nbs/detector/01_datafree.ipynb #26c9902f
+# %% ../../nbs/detector/01_datafree.ipynb #8f9334a2
 def probe(library: ctypes.CDLL, symbols: Iterable[str] = SYMBOLS) -> None:
     """
     Refuse a library that lacks a function that is called here.
@@ -185,39 +185,39 @@ def probe(library: ctypes.CDLL, symbols: Iterable[str] = SYMBOLS) -> None:
     missing = [name for name in symbols if not hasattr(library, name)]
     if missing:
         raise ItwinError(
-            f"This build of geant4_pybind doesn't export {missing[0]}, without which there are no showers without "
-            f"data sets: install geant4_pybind=={WHEEL} from PyPI, or Geant4's data sets."
+            f"This build of geant4_pybind doesn't export {missing[0]}, which showers without data sets need: "
+            f"install geant4_pybind=={WHEEL} from PyPI, or Geant4's data sets."
         )
 
-# %% ../../nbs/detector/01_datafree.ipynb #1a4cc8bf
+# %% ../../nbs/detector/01_datafree.ipynb #a1bdc162
 _SIZE = 8192
 
-
+# %% ../../nbs/detector/01_datafree.ipynb #1355a24b
 def _call(library: ctypes.CDLL, name: str, *values: int, result: Any = None) -> Any:
     function = getattr(library, name)
     function.restype, function.argtypes = result, [ctypes.c_void_p] * len(values)
     return function(*values)
 
-
+# %% ../../nbs/detector/01_datafree.ipynb #1a1c23c2
 def _memory(size: int) -> int:
     allocate = ctypes.CDLL(None).calloc
     allocate.restype, allocate.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_size_t]
     return allocate(1, size)
 
-
+# %% ../../nbs/detector/01_datafree.ipynb #ef4b3585
 def _string(text: str) -> int:
     address, data = _memory(32 + len(text)), text.encode()
     ctypes.memmove(address, (address + 16).to_bytes(8, "little") + len(data).to_bytes(8, "little"), 16)
     ctypes.memmove(address + 16, data + b"\0", len(data) + 1)
     return address
 
-
+# %% ../../nbs/detector/01_datafree.ipynb #94ee6567
 def _construct(library: ctypes.CDLL, symbol: str, *values: int) -> int:
     this = _memory(_SIZE)
     _call(library, symbol, this, *values)
     return this
 
-# %% ../../nbs/detector/01_datafree.ipynb #23fe4d60
+# %% ../../nbs/detector/01_datafree.ipynb #0c49e02b
 def _register_processes(library: ctypes.CDLL) -> None:
     helper = _call(library, _HELPER, result=ctypes.c_void_p)
 
@@ -239,7 +239,7 @@ def _register_processes(library: ctypes.CDLL) -> None:
     for cls in _NEUTRAL:
         add(cls, "G4Gamma", 2)  # fElectromagnetic
 
-# %% ../../nbs/detector/01_datafree.ipynb #7cd5ccdc
+# %% ../../nbs/detector/01_datafree.ipynb #b6f90277
 def _datafree_list(g4: ModuleType) -> Any:
     library = ctypes.CDLL(g4.__file__)
     probe(library)
@@ -261,7 +261,7 @@ def _datafree_list(g4: ModuleType) -> Any:
 
     return List()
 
-# %% ../../nbs/detector/01_datafree.ipynb #8031182c
+# %% ../../nbs/detector/01_datafree.ipynb #53865af5
 def load_geant4(folder: str | Path) -> ModuleType:
     """
     Import Geant4 into this process; only one run manager can be made in it.
@@ -292,7 +292,7 @@ def load_geant4(folder: str | Path) -> ModuleType:
         reason = " ".join(str(error).split())
         raise ItwinError(f"geant4_pybind can't be loaded ({reason}): install it for this Python.") from error
 
-# %% ../../nbs/detector/01_datafree.ipynb #efa2a1fd
+# %% ../../nbs/detector/01_datafree.ipynb #ec7298e9
 def physics_list(g4: ModuleType, name: str) -> Any:
     """
     Make a physics list for the run manager of this process.
@@ -321,5 +321,6 @@ def physics_list(g4: ModuleType, name: str) -> Any:
         return _datafree_list(g4)
     made = getattr(g4, name, None)
     if made is None or not issubclass(made, g4.G4VModularPhysicsList):
-        raise UsageError(f"Geant4 has no physics list {name!r} here: choose FTFP_BERT, QGSP_BERT or {DATAFREE!r}.")
+        others = f"choose FTFP_BERT, QGSP_BERT or {DATAFREE!r}"
+        raise UsageError(f"Geant4 has no physics list {name!r} here: {others}.")
     return made()

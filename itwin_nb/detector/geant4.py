@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Beam', 'beam', 'as_dataset', 'EventLoop', 'event_blocks', 'origin', 'simulate_blocks', 'simulate']
 
-# %% ../../nbs/detector/02_geant4.ipynb #c85ee54c
+# %% ../../nbs/detector/02_geant4.ipynb #0bd1d353
 import hashlib
 import json
 import multiprocessing
@@ -41,7 +41,7 @@ from .geometry import Calorimeter
 if TYPE_CHECKING:
     import xarray as xr
 
-# %% ../../nbs/detector/02_geant4.ipynb #c95e5827
+# %% ../../nbs/detector/02_geant4.ipynb #a883bbe1
 class Beam(NamedTuple):
     """
     Hold the primary particles, one per event.
@@ -60,7 +60,7 @@ class Beam(NamedTuple):
     theta: np.ndarray
     pdg: np.ndarray
 
-# %% ../../nbs/detector/02_geant4.ipynb #f2a2957f
+# %% ../../nbs/detector/02_geant4.ipynb #ffd02f28
 @patch
 def part(self: Beam, first: int, stop: int) -> "Beam":
     """
@@ -78,34 +78,43 @@ def part(self: Beam, first: int, stop: int) -> "Beam":
     """
     return Beam(*(values[first:stop] for values in self))
 
-# %% ../../nbs/detector/02_geant4.ipynb #bdabaa43
+# %% ../../nbs/detector/02_geant4.ipynb #dbe4c969
 def _drawn(name: str, given: Any, n: int, between: Callable[[float, float], np.ndarray]) -> np.ndarray:
+    wanted = f"The {name} is a number, a pair (low, high) or {n} numbers, not"
     try:
         values = np.asarray(given, dtype=float)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"The {name} is a number, a pair (low, high) or {n} numbers, not {given!r}.") from error
+        raise UsageError(f"{wanted} {given!r}.") from error
     if isinstance(given, (tuple, list)) and len(given) == 2:
         return between(*values)
     if values.shape not in ((), (n,)):
-        raise UsageError(f"The {name} is a number, a pair (low, high) or {n} numbers, not {values.shape} of them.")
+        raise UsageError(f"{wanted} {values.shape} of them.")
     return np.broadcast_to(values, n).copy()
 
-# %% ../../nbs/detector/02_geant4.ipynb #070dfa72
+# %% ../../nbs/detector/02_geant4.ipynb #778935bb
 def _codes(particle: Any, n: int, uniform: np.ndarray) -> np.ndarray:
     names = [particle] if isinstance(particle, (str, int, np.integer)) else list(particle)
     unknown = [name for name in names if name not in PDG and name not in PDG.values()]
     if unknown or not names:
-        raise UsageError(f"There's no particle {unknown[0] if unknown else ''!r} here: choose from {', '.join(PDG)}.")
+        name = unknown[0] if unknown else ""
+        raise UsageError(f"There's no particle {name!r} here: choose from {', '.join(PDG)}.")
     codes = np.array([PDG.get(name, name) for name in names], dtype=np.int32)
     if hasattr(particle, "__array__") and np.shape(particle) == (n,):
         return codes
     return codes[(uniform * len(codes)).astype(int)]
 
-# %% ../../nbs/detector/02_geant4.ipynb #91caac0b
-_ENERGIES_GEV = 1e-3, 1e5
-_ANGLES_DEG = 10, 170
+# %% ../../nbs/detector/02_geant4.ipynb #2978c7f2
+_RANGES = {"energy": (1e-3, 1e5, "GeV"), "theta": (10, 170, "degrees")}
 
+# %% ../../nbs/detector/02_geant4.ipynb #98ab3972
+def _within(name: str, values: np.ndarray) -> np.ndarray:
+    low, high, unit = _RANGES[name]
+    if not np.all((values >= low) & (values <= high)):
+        span = f"from {values.min():g} to {values.max():g}"
+        raise UsageError(f"The {name} must be from {low:g} to {high:g} {unit}, not {span}.")
+    return values
 
+# %% ../../nbs/detector/02_geant4.ipynb #37fabb28
 def beam(n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, seed: int = 0) -> Beam:
     """
     Draw the primary particles.
@@ -116,10 +125,9 @@ def beam(n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, se
         Number of events.
     particle : str, sequence of str or array [n], default "e-"
         Name, names that are drawn evenly, or an array with the name or PDG code of each.
-    energy : float, pair or array [n], default 10
-        Kinetic energy in GeV; a pair (low, high) is drawn evenly in the logarithm.
-    theta : float, pair or array [n], default 90
-        Angle to the y axis in degrees; a pair (low, high) is drawn evenly.
+    energy, theta : float, pair or array [n]
+        Kinetic energy in GeV (default 10) and angle to the y axis in degrees (default 90); a pair (low, high)
+        is drawn evenly, the energy in its logarithm.
     seed : int, default 0
         Seed of the draw.
 
@@ -133,22 +141,17 @@ def beam(n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, se
     UsageError
         If a value is out of range or of the wrong kind.
     """
-    if not isinstance(n, (int, np.integer)) or n < 1 or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise UsageError(f"A run has at least one event and a seed of at least 0, not n={n!r} and seed={seed!r}.")
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise UsageError(f"A run has at least one event, not n={n!r}.")
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise UsageError(f"A seed is an integer of at least 0, not {seed!r}.")
     draws = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,))).random((n, 3)).T
     energies = _drawn("energy", energy, n, lambda low, high: low * (high / low) ** draws[0])
     degrees = _drawn("theta", theta, n, lambda low, high: low + (high - low) * draws[1])
-    for name, values, (low, high), unit in (("energy", energies, _ENERGIES_GEV, "GeV"),
-                                            ("theta", degrees, _ANGLES_DEG, "degrees")):
-        if not np.all((values >= low) & (values <= high)):
-            raise UsageError(f"The {name} must be from {low:g} to {high:g} {unit}, but {_span(values)}.")
-    return Beam(energies, np.deg2rad(degrees), _codes(particle, n, draws[2]))
+    codes = _codes(particle, n, draws[2])
+    return Beam(_within("energy", energies), np.deg2rad(_within("theta", degrees)), codes)
 
-
-def _span(values: np.ndarray) -> str:
-    return f"they are from {values.min():g} to {values.max():g}"
-
-# %% ../../nbs/detector/02_geant4.ipynb #ba94ab3b
+# %% ../../nbs/detector/02_geant4.ipynb #18fc326d
 def _axes(calorimeter: Calorimeter) -> dict:
     across = ("y", calorimeter.cells_mm, {"units": "mm"})
     first = ("x", calorimeter.cells_mm, {"units": "mm"})
@@ -158,7 +161,7 @@ def _axes(calorimeter: Calorimeter) -> dict:
         across = ("y", calorimeter.cells_mm, {"units": "mm", "long_name": "radius"})
     return {"x": first, "y": across, "z": ("z", calorimeter.depths_mm, {"units": "mm"})}
 
-# %% ../../nbs/detector/02_geant4.ipynb #5cc578d9
+# %% ../../nbs/detector/02_geant4.ipynb #105f5c66
 def as_dataset(calorimeter: Calorimeter, beam: Beam, cells: np.ndarray, **attrs: Any) -> "xr.Dataset":
     """
     Label showers.
@@ -177,8 +180,8 @@ def as_dataset(calorimeter: Calorimeter, beam: Beam, cells: np.ndarray, **attrs:
     Returns
     -------
     xarray.Dataset
-        ``ECAL`` [event, x, y, z] in MeV, ``energy`` [event] in GeV, ``theta`` [event] in rad and ``pdg`` [event],
-        with the centres of the cells as coordinates and the calorimeter, as JSON, in the attributes.
+        ``ECAL`` [event, x, y, z] in MeV, ``energy`` [event] in GeV, ``theta`` [event] in rad and ``pdg``
+        [event], with the centres of the cells as coordinates and the calorimeter, as JSON, in the attributes.
     """
     import xarray as xr
 
@@ -191,7 +194,7 @@ def as_dataset(calorimeter: Calorimeter, beam: Beam, cells: np.ndarray, **attrs:
     described = {"calorimeter": json.dumps(plain(calorimeter)), **attrs}
     return xr.Dataset(variables, _axes(calorimeter), described)
 
-# %% ../../nbs/detector/02_geant4.ipynb #c3de7a47
+# %% ../../nbs/detector/02_geant4.ipynb #6b29d01f
 def _detector(loop: "EventLoop", gdml: str) -> Any:
     g4, (nx, ny, nz) = loop.g4, loop.calorimeter.shape
     first, second = (1, 0) if loop.calorimeter.sectors else (0, 1)
@@ -213,7 +216,7 @@ def _detector(loop: "EventLoop", gdml: str) -> Any:
 
     return Detector()
 
-# %% ../../nbs/detector/02_geant4.ipynb #6e55b765
+# %% ../../nbs/detector/02_geant4.ipynb #6cebf4dd
 def _gun(loop: "EventLoop") -> Any:
     g4, calorimeter = loop.g4, loop.calorimeter
     plate = calorimeter.upstream_mm + calorimeter.upstream_distance_mm if calorimeter.upstream_mm else 0.0
@@ -235,7 +238,7 @@ def _gun(loop: "EventLoop") -> Any:
 
     return Gun()
 
-# %% ../../nbs/detector/02_geant4.ipynb #1c9048dd
+# %% ../../nbs/detector/02_geant4.ipynb #9e222e64
 def _collector(loop: "EventLoop") -> Any:
     class Collector(loop.g4.G4UserEventAction):
         def EndOfEventAction(self, event: Any) -> None:  # noqa: N802
@@ -244,7 +247,7 @@ def _collector(loop: "EventLoop") -> Any:
 
     return Collector()
 
-# %% ../../nbs/detector/02_geant4.ipynb #467c71cf
+# %% ../../nbs/detector/02_geant4.ipynb #4767dfd7
 def _initialisation(loop: "EventLoop") -> Any:
     class Actions(loop.g4.G4VUserActionInitialization):
         def Build(self) -> None:  # noqa: N802
@@ -254,10 +257,10 @@ def _initialisation(loop: "EventLoop") -> Any:
 
     return Actions()
 
-# %% ../../nbs/detector/02_geant4.ipynb #3d56e5dd
+# %% ../../nbs/detector/02_geant4.ipynb #fca07988
 _QUIET = "/run/verbose 0", "/event/verbose 0", "/process/verbose 0", "/process/em/verbose 0"
 
-
+# %% ../../nbs/detector/02_geant4.ipynb #41da43ce
 class EventLoop:
     """
     Run Geant4's events in this process; there can be only one in a process.
@@ -296,14 +299,18 @@ class EventLoop:
         self.command(*_QUIET, f"/run/setCut {calorimeter.cut_mm} mm")
         self._manager.Initialize()
 
-    def construct(self) -> None:
-        """Add to the detector, once its volumes and scorers are there."""
+# %% ../../nbs/detector/02_geant4.ipynb #6f952c45
+@patch
+def construct(self: EventLoop) -> None:
+    """Add to the detector, once its volumes and scorers are there."""
 
-    def actions(self) -> list:
-        """Return the user actions: here the gun and what collects the hits."""
-        return [_gun(self), _collector(self)]
+# %% ../../nbs/detector/02_geant4.ipynb #a09b9099
+@patch
+def actions(self: EventLoop) -> list:
+    """Return the user actions: here the gun and what collects the hits."""
+    return [_gun(self), _collector(self)]
 
-# %% ../../nbs/detector/02_geant4.ipynb #dd1bdddb
+# %% ../../nbs/detector/02_geant4.ipynb #85b7718b
 @patch
 def command(self: EventLoop, *lines: str) -> None:
     """
@@ -319,7 +326,7 @@ def command(self: EventLoop, *lines: str) -> None:
     for line in lines:
         interface.ApplyCommand(line)
 
-# %% ../../nbs/detector/02_geant4.ipynb #dddd6617
+# %% ../../nbs/detector/02_geant4.ipynb #a45f950f
 @patch
 def shoot(self: EventLoop, event: int, energy: float, theta: float, pdg: int, seed: int) -> None:
     """
@@ -339,14 +346,15 @@ def shoot(self: EventLoop, event: int, energy: float, theta: float, pdg: int, se
     self.command(f"/random/setSeeds {first + 1} {second + 1}")
     self._manager.BeamOn(1)
 
-# %% ../../nbs/detector/02_geant4.ipynb #38f9accb
+# %% ../../nbs/detector/02_geant4.ipynb #f9b0695a
 @patch
 def _merged(self: EventLoop) -> tuple[np.ndarray, np.ndarray]:
     """Add up the samples of each layer."""
-    cell, inverse = np.unique(self.hits[:, 0].astype(np.int64) // self.calorimeter.samples, return_inverse=True)
+    cells = self.hits[:, 0].astype(np.int64) // self.calorimeter.samples
+    cell, inverse = np.unique(cells, return_inverse=True)
     return cell, np.bincount(inverse, self.hits[:, 1], len(cell)).astype(np.float32)
 
-
+# %% ../../nbs/detector/02_geant4.ipynb #b105cdba
 @patch
 def block(self: EventLoop, first: int, beam: Beam, seed: int) -> dict[str, np.ndarray]:
     """
@@ -364,8 +372,8 @@ def block(self: EventLoop, first: int, beam: Beam, seed: int) -> dict[str, np.nd
     Returns
     -------
     dict of ndarray
-        ``event`` (number in the run), ``cell`` (flat index, C order) and ``mev`` of each cell that was hit, and
-        ``cpu_seconds``.
+        ``event`` (number in the run), ``cell`` (flat index, C order) and ``mev`` of each cell that was hit,
+        and ``cpu_seconds``.
     """
     event, cell, mev, start = [], [], [], time.process_time()
     for number, particle in enumerate(zip(*beam), first):
@@ -378,7 +386,7 @@ def block(self: EventLoop, first: int, beam: Beam, seed: int) -> dict[str, np.nd
     spent = np.float64(time.process_time() - start)
     return {name: np.concatenate(parts) for name, parts in rows.items()} | {"cpu_seconds": spent}
 
-# %% ../../nbs/detector/02_geant4.ipynb #faedc419
+# %% ../../nbs/detector/02_geant4.ipynb #add21311
 def _serve(handle: int) -> None:
     link, arguments = Connection(handle), {"folder": ""}
     with suppress(EOFError, OSError):
@@ -399,10 +407,10 @@ def _serve(handle: int) -> None:
     shutil.rmtree(arguments["folder"], ignore_errors=True)
     os._exit(0)
 
-# %% ../../nbs/detector/02_geant4.ipynb #5efb1683
+# %% ../../nbs/detector/02_geant4.ipynb #fdf5fc69
 _START = "import sys; from itwin_nb.detector.geant4 import _serve; _serve(int(sys.argv[1]))"
 
-
+# %% ../../nbs/detector/02_geant4.ipynb #dd3ccad3
 class _Worker:
     def __init__(self, target: str, **arguments: Any) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="itwin-geant4-", ignore_cleanup_errors=True)
@@ -422,19 +430,19 @@ class _Worker:
         self.process.wait()
         self.folder.cleanup()
 
-# %% ../../nbs/detector/02_geant4.ipynb #ee08a7c1
+# %% ../../nbs/detector/02_geant4.ipynb #38505902
 _FATAL = re.compile(r"-------- EEEE -------.*?G4Exception : (\S+)\s+issued by : (\S+)\s+([^\n]+)", re.DOTALL)
 
-
+# %% ../../nbs/detector/02_geant4.ipynb #8f5c2057
 @patch
 def _death(self: _Worker) -> str:
     code = self.process.wait()
     reason = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     self.log.seek(0)
     found = _FATAL.findall(self.log.read().decode(errors="replace"))
-    return f"{reason}, {found[-1][0]} in {found[-1][1]}: {found[-1][2]}" if found else reason
+    return f"{reason}; {found[-1][0]} in {found[-1][1]}: {found[-1][2]}" if found else reason
 
-# %% ../../nbs/detector/02_geant4.ipynb #44667ec9
+# %% ../../nbs/detector/02_geant4.ipynb #81c8371c
 @patch
 def ask(self: _Worker, first: int, beam: Beam, seed: int, advice: str) -> dict:
     try:
@@ -445,28 +453,29 @@ def ask(self: _Worker, first: int, beam: Beam, seed: int, advice: str) -> dict:
         answer = self.link.recv()
     except (EOFError, OSError) as error:
         last = first + len(beam.energy) - 1
-        raise ItwinError(f"A Geant4 worker died ({self._death()}) in events {first} to {last}: {advice}.") from error
+        what = f"A Geant4 worker died ({self._death()}) in events {first} to {last}"
+        raise ItwinError(f"{what}: {advice}.") from error
     if isinstance(answer, ItwinError):
         raise answer
     return answer
 
-# %% ../../nbs/detector/02_geant4.ipynb #10777402
+# %% ../../nbs/detector/02_geant4.ipynb #5bb09edd
 _BLOCK_GEV = 200.0
 
-
+# %% ../../nbs/detector/02_geant4.ipynb #6d050b4f
 def _cuts(energy: np.ndarray) -> list[tuple[int, int]]:
     block = (np.cumsum(energy + 1.0) / _BLOCK_GEV).astype(int)
     edges = [0, *(np.flatnonzero(np.diff(block)) + 1), len(energy)]
     return [(int(a), int(b)) for a, b in zip(edges, edges[1:])]
 
-# %% ../../nbs/detector/02_geant4.ipynb #7631f088
+# %% ../../nbs/detector/02_geant4.ipynb #38764e9b
 class _Store:
     def __init__(self, folder: str | Path, job: dict) -> None:
         self.folder = make_folder(folder)
         if not (self.folder / "job.json").exists():
             write_json(self.folder / "job.json", job)
         elif read_json(self.folder / "job.json").get("provenance") != job["provenance"]:
-            raise UsageError(f"{folder} holds blocks of another simulation: choose an empty folder for blocks=.")
+            raise UsageError(f"{folder} holds blocks of another simulation: choose another folder.")
 
     def path(self, first: int) -> Path:
         return self.folder / f"block-{first:08d}.npz"
@@ -483,17 +492,17 @@ class _Store:
             message = f"{self.path(first)} is damaged: delete it, and it'll be simulated again."
             raise InputError(message) from error
 
-# %% ../../nbs/detector/02_geant4.ipynb #06c3b7e0
+# %% ../../nbs/detector/02_geant4.ipynb #7c0656d3
 def _job(calorimeter: Calorimeter, beam: Beam, seed: int, physics: str, target: str, options: dict) -> dict:
-    job = {"calorimeter": plain(calorimeter), "physics": physics, "seed": int(seed), "events": len(beam.energy),
-           "geant4": f"geant4_pybind {metadata.version('geant4_pybind')}", "target": target,
-           "options": plain(options)}
+    job = {"calorimeter": plain(calorimeter), "physics": physics, "seed": int(seed),
+           "events": len(beam.energy), "geant4": f"geant4_pybind {metadata.version('geant4_pybind')}",
+           "target": target, "options": plain(options)}
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())
     for values in beam:
         digest.update(np.ascontiguousarray(values).tobytes())
     return job | {"provenance": digest.hexdigest()[:32]}
 
-# %% ../../nbs/detector/02_geant4.ipynb #ac2766ae
+# %% ../../nbs/detector/02_geant4.ipynb #46c37112
 def _remote(start: Callable[[], _Worker], *order: Any) -> dict:
     worker = start()
     try:
@@ -501,7 +510,7 @@ def _remote(start: Callable[[], _Worker], *order: Any) -> dict:
     finally:
         worker.end()
 
-
+# %% ../../nbs/detector/02_geant4.ipynb #4392dddc
 class _OnCluster:
     def __init__(self, cluster: Any, start: Callable[[], _Worker]) -> None:
         self.cluster, self.start, self.future = cluster, start, None
@@ -520,7 +529,7 @@ class _OnCluster:
         if self.future:
             self.future.cancel()
 
-# %% ../../nbs/detector/02_geant4.ipynb #86f06111
+# %% ../../nbs/detector/02_geant4.ipynb #7ec1001a
 @contextmanager
 def _pool(workers: list, keep: Callable[[int, dict], None]) -> Iterator[Callable[..., Future]]:
     idle, threads = queue.SimpleQueue(), ThreadPoolExecutor(max(len(workers), 1))
@@ -544,24 +553,62 @@ def _pool(workers: list, keep: Callable[[int, dict], None]) -> Iterator[Callable
             worker.end()
         threads.shutdown()
 
-# %% ../../nbs/detector/02_geant4.ipynb #1af81eb9
+# %% ../../nbs/detector/02_geant4.ipynb #b71c0ab7
 _LOOP = "itwin_nb.detector.geant4:EventLoop"
 
-
-def _blocks(cuts: list, submit: Callable, kept: Callable, ahead: int) -> Iterator[tuple[int, int, dict]]:
+# %% ../../nbs/detector/02_geant4.ipynb #5e912b00
+def _blocks(cuts: list, start: Callable, ahead: int) -> Iterator[tuple[int, int, dict]]:
     waiting = deque()
     for first, stop in cuts:
-        waiting.append((first, stop, kept(first) or submit(first, stop).result))
+        waiting.append((first, stop, start(first, stop)))
         if len(waiting) > ahead:
             first, stop, result = waiting.popleft()
             yield first, stop, result()
     for first, stop, result in waiting:
         yield first, stop, result()
 
-# %% ../../nbs/detector/02_geant4.ipynb #6e110f24
+# %% ../../nbs/detector/02_geant4.ipynb #09296c7c
+def _hired(start: Callable[[], _Worker], tasks: int, workers: int, cluster: Any) -> list:
+    if not isinstance(workers, (int, np.integer)) or workers < 1:
+        raise UsageError(f"The number of workers is at least 1, not {workers!r}.")
+    if cluster is not None:
+        threads = max(1, sum(cluster.nthreads().values()))
+        return [_OnCluster(cluster, start) for _ in range(min(tasks, threads))]
+    return [start() for _ in range(min(tasks, workers))]
+
+# %% ../../nbs/detector/02_geant4.ipynb #dd29a225
+def _advice(blocks: str | Path | None) -> str:
+    if blocks:
+        return f"run it again with blocks={str(blocks)!r}, and it goes on from the blocks that are finished"
+    return "run it again, with blocks=FOLDER if finished blocks shall be kept so that it can go on"
+
+# %% ../../nbs/detector/02_geant4.ipynb #c6b5ccf7
+def _run(
+    start: Callable[[], _Worker], beam: Beam, seed: int, store: _Store | None, workers: int, cluster: Any,
+    progress: bool,
+) -> Iterator[tuple[int, int, dict]]:
+    from tqdm.auto import tqdm
+
+    cuts = _cuts(beam.energy)
+    todo = {first for first, _ in cuts if not (store and store.path(first).exists())}
+    advice, keep = _advice(store and store.folder), store.save if store else lambda first, block: None
+    hired = _hired(start, len(todo), workers, cluster)
+    shown = tqdm(total=len(beam.energy), unit="event", disable=not progress)
+    with _pool(hired, keep) as submit, shown as bar:
+
+        def result(first: int, stop: int) -> Callable[[], dict]:
+            if first in todo:
+                return submit(first, beam.part(first, stop), seed, advice).result
+            return partial(store.load, first)
+
+        for block in _blocks(cuts, result, 2 * len(hired)):
+            bar.update(block[1] - block[0])
+            yield block
+
+# %% ../../nbs/detector/02_geant4.ipynb #884df07a
 def event_blocks(
-    calorimeter: Calorimeter, beam: Beam, seed: int = 0, target: str = _LOOP, options: dict | None = None,
-    workers: int = 1, blocks: str | Path | None = None, cluster: Any = None, progress: bool = True,
+    calorimeter: Calorimeter, beam: Beam, seed: int = 0, workers: int = 1, target: str = _LOOP,
+    options: dict | None = None, blocks: str | Path | None = None, cluster: Any = None, progress: bool = True,
 ) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
     """
     Run an event loop of Geant4 in worker processes, block by block.
@@ -572,14 +619,12 @@ def event_blocks(
         The detector.
     beam : Beam
         The particles.
-    seed : int, default 0
-        Seed of the run.
+    seed, workers : int
+        Seed of the run (default 0), and number of processes (default 1), on which the result doesn't depend.
     target : str, optional
         The event loop, ``"module:class"``: `EventLoop` or what derives from it.
     options : dict, optional
         Its further arguments.
-    workers : int, default 1
-        Number of processes; the result doesn't depend on it.
     blocks : str or Path, optional
         Folder for finished blocks, from which a run goes on.
     cluster : dask.distributed.Client, optional
@@ -594,43 +639,15 @@ def event_blocks(
 
     Raises
     ------
-    UsageError
-        If the particles need data sets that aren't there, or `blocks` belongs to another run.
-    MissingExtra
-        If there's no Geant4.
     ItwinError
-        If a worker died, or the wheel doesn't fit.
+        If it can't be simulated here, `blocks` belongs to another run, or a worker died.
     """
-    from tqdm.auto import tqdm
-
     job = origin(calorimeter, beam, seed, target, options)
-    store, cuts = _Store(blocks, job) if blocks else None, _cuts(beam.energy)
-    todo = [first for first, _ in cuts if not (store and store.path(first).exists())]
-    start = partial(_Worker, target, calorimeter=calorimeter, physics=job["physics"], **(options or {}))
-    hired = _hired(start, len(todo), workers, cluster)
-    keep = store.save if store else lambda first, block: None
-    with _pool(hired, keep) as submit, tqdm(total=len(beam.energy), unit="event", disable=not progress) as bar:
-        order = lambda first, stop: submit(first, beam.part(first, stop), seed, _advice(blocks))  # noqa: E731
-        kept = lambda first: None if first in todo else partial(store.load, first)  # noqa: E731
-        for block in _blocks(cuts, order, kept, 2 * len(hired)):
-            bar.update(block[1] - block[0])
-            yield block
+    store, arguments = _Store(blocks, job) if blocks else None, options or {}
+    start = partial(_Worker, target, calorimeter=calorimeter, physics=job["physics"], **arguments)
+    yield from _run(start, beam, seed, store, workers, cluster, progress)
 
-# %% ../../nbs/detector/02_geant4.ipynb #4d0e749f
-def _hired(start: Callable[[], _Worker], tasks: int, workers: int, cluster: Any) -> list:
-    if not isinstance(workers, (int, np.integer)) or workers < 1:
-        raise UsageError(f"The number of workers is at least 1, not {workers!r}.")
-    if cluster is not None:
-        return [_OnCluster(cluster, start) for _ in range(min(tasks, max(1, sum(cluster.nthreads().values()))))]
-    return [start() for _ in range(min(tasks, workers))]
-
-
-def _advice(blocks: str | Path | None) -> str:
-    if blocks:
-        return f"run it again with blocks={str(blocks)!r}, and it goes on from the blocks that are finished"
-    return "run it again, with blocks=FOLDER if finished blocks shall be kept so that it can go on"
-
-# %% ../../nbs/detector/02_geant4.ipynb #65d069df
+# %% ../../nbs/detector/02_geant4.ipynb #f90b40f8
 def origin(
     calorimeter: Calorimeter, beam: Beam, seed: int = 0, target: str = _LOOP, options: dict | None = None
 ) -> dict:
@@ -639,19 +656,27 @@ def origin(
 
     Parameters
     ----------
-    calorimeter, beam, seed, target, options
-        As for `event_blocks`.
+    calorimeter : Calorimeter
+        The detector.
+    beam : Beam
+        The particles.
+    seed : int, default 0
+        Seed of the run.
+    target : str, optional
+        The event loop, ``"module:class"``.
+    options : dict, optional
+        Its further arguments.
 
     Returns
     -------
     dict
-        What the result depends on: ``calorimeter``, ``physics``, ``seed``, ``events``, ``geant4``, ``target``,
-        ``options``; and ``provenance``, the hash of all of it and the beam.
+        What the result depends on: ``calorimeter``, ``physics``, ``seed``, ``events``, ``geant4``,
+        ``target``, ``options``; and ``provenance``, the hash of all of it and the beam.
 
     Raises
     ------
     UsageError, MissingExtra, ItwinError
-        As for `event_blocks`.
+        If the particles need data sets, Geant4 isn't installed, or it's another wheel.
     """
     physics = choose_physics(calorimeter.physics, np.unique(beam.pdg))
     if physics == DATAFREE:
@@ -660,7 +685,7 @@ def origin(
         require("geant4_pybind", "geant4")
     return _job(calorimeter, beam, seed, physics, target, options or {})
 
-# %% ../../nbs/detector/02_geant4.ipynb #704eb5cf
+# %% ../../nbs/detector/02_geant4.ipynb #ea5ddb3d
 _ENGINES = {
     "parametrised": "itwin_nb.detector.baselines:parametrised",
     "library": "itwin_nb.detector.baselines:library",
@@ -669,7 +694,7 @@ _ENGINES = {
 }
 _PIECE = 1000
 
-
+# %% ../../nbs/detector/02_geant4.ipynb #784a3499
 def _pieces(
     engine: str, calorimeter: Calorimeter, beam: Beam, seed: int, **arguments: Any
 ) -> Iterator["xr.Dataset"]:
@@ -680,30 +705,56 @@ def _pieces(
         data = getattr(import_module(module), name)(calorimeter, piece, seed=own, **arguments)
         yield data.assign_attrs(seed=seed)
 
-# %% ../../nbs/detector/02_geant4.ipynb #5898e490
+# %% ../../nbs/detector/02_geant4.ipynb #619c7522
 def _check(calorimeter: Any, engine: str, model: Any, blocks: Any, cluster: Any) -> None:
     if not isinstance(calorimeter, Calorimeter):
-        raise UsageError(f"The first argument is a Calorimeter, not {calorimeter!r}: use Calorimeter.preset(name).")
+        raise UsageError(f"Simulate a Calorimeter, as from Calorimeter.preset(name), not {calorimeter!r}.")
     if engine != "geant4" and engine not in _ENGINES:
         raise UsageError(f"There's no engine {engine!r}; choose from geant4, {', '.join(_ENGINES)}.")
     if engine == "geant4" and model is not None:
-        raise UsageError("The engine 'geant4' takes no model: choose engine='fast' or 'gan', or leave model= out.")
+        raise UsageError("The engine 'geant4' takes no model: choose 'fast' or 'gan', or leave model= out.")
     if engine != "geant4" and (blocks is not None or cluster is not None):
-        raise UsageError(f"blocks= and cluster= belong to the engine 'geant4': leave them out with {engine!r}.")
+        raise UsageError(f"Only 'geant4' takes blocks= and cluster=: leave them out with engine={engine!r}.")
 
-# %% ../../nbs/detector/02_geant4.ipynb #9f5553e5
+# %% ../../nbs/detector/02_geant4.ipynb #73a4d3f4
+def _geant4(calorimeter: Calorimeter, beam: Beam, seed: int, **how: Any) -> Iterator["xr.Dataset"]:
+    job = origin(calorimeter, beam, seed)
+    attrs = {"engine": "geant4"} | {name: job[name] for name in ("physics", "seed", "geant4", "provenance")}
+    for first, stop, block in event_blocks(calorimeter, beam, seed, **how):
+        cells = np.zeros((stop - first, *calorimeter.shape), np.float32)
+        cells.reshape(stop - first, -1)[block["event"] - first, block["cell"]] = block["mev"]
+        attrs["cpu_seconds"] = float(block["cpu_seconds"])
+        yield as_dataset(calorimeter, beam.part(first, stop), cells, **attrs)
+
+# %% ../../nbs/detector/02_geant4.ipynb #2e3243dd
+def _begin(
+    calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0,
+    seed: int = 0, engine: str = "geant4", model: Any = None, blocks: Any = None, cluster: Any = None,
+    **how: Any,
+) -> Iterator["xr.Dataset"]:
+    _check(calorimeter, engine, model, blocks, cluster)
+    shot = beam(n, particle, energy, theta, seed)
+    if engine == "geant4":
+        return _geant4(calorimeter, shot, seed, blocks=blocks, cluster=cluster, **how)
+    return _pieces(engine, calorimeter, shot, seed, model=model, **{"workers": 1, "progress": True} | how)
+
+# %% ../../nbs/detector/02_geant4.ipynb #de5dbaf1
 def simulate_blocks(
-    calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, seed: int = 0,
-    engine: str = "geant4", model: Any = None, workers: int = 1, blocks: str | Path | None = None,
-    cluster: Any = None, progress: bool = True,
+    calorimeter: Calorimeter, n: int, particle: Any = "e-", **how: Any
 ) -> Iterator["xr.Dataset"]:
     """
     Simulate showers block by block, in order.
 
     Parameters
     ----------
-    calorimeter, n, particle, energy, theta, seed, engine, model, workers, blocks, cluster, progress
-        As for `simulate`.
+    calorimeter : Calorimeter
+        The detector.
+    n : int
+        Number of events.
+    particle : str, sequence of str or array [n], default "e-"
+        The particles.
+    **how
+        The other arguments of `simulate`.
 
     Yields
     ------
@@ -712,33 +763,32 @@ def simulate_blocks(
 
     Raises
     ------
-    UsageError, MissingExtra, ItwinError
+    ItwinError
         As for `simulate`.
     """
-    _check(calorimeter, engine, model, blocks, cluster)
-    shot = beam(n, particle, energy, theta, seed)
-    if engine != "geant4":
-        yield from _pieces(engine, calorimeter, shot, seed, model=model, workers=workers, progress=progress)
-        return
-    attrs = _attributes(calorimeter, shot, seed)
-    for first, stop, block in event_blocks(
-        calorimeter, shot, seed, workers=workers, blocks=blocks, cluster=cluster, progress=progress
-    ):
-        cells = np.zeros((stop - first, *calorimeter.shape), np.float32)
-        cells.reshape(stop - first, -1)[block["event"] - first, block["cell"]] = block["mev"]
-        attrs["cpu_seconds"] = float(block["cpu_seconds"])
-        yield as_dataset(calorimeter, shot.part(first, stop), cells, **attrs)
+    yield from _begin(calorimeter, n, particle, **how)
 
+# %% ../../nbs/detector/02_geant4.ipynb #4e1e4139
+def _joined(n: int, pieces: Iterator["xr.Dataset"]) -> "xr.Dataset":
+    import xarray as xr
 
-def _attributes(calorimeter: Calorimeter, beam: Beam, seed: int) -> dict:
-    job = origin(calorimeter, beam, seed)
-    return {"engine": "geant4"} | {name: job[name] for name in ("physics", "seed", "geant4", "provenance")}
+    rest, cells, stop = [], None, 0
+    for data in pieces:
+        cells = np.zeros((n, *data.ECAL.shape[1:]), np.float32) if cells is None else cells
+        first, stop = stop, stop + data.sizes["event"]
+        cells[first:stop] = data.ECAL
+        rest.append(data.drop_vars("ECAL"))
+        described = data.ECAL.attrs
+    joined = xr.concat(rest, "event", combine_attrs="override")
+    ecal = xr.Dataset({"ECAL": (("event", "x", "y", "z"), cells, described)})
+    spent = sum(part.attrs.get("cpu_seconds", 0.0) for part in rest)
+    return ecal.merge(joined).assign_attrs(joined.attrs | {"cpu_seconds": spent})
 
-# %% ../../nbs/detector/02_geant4.ipynb #ffda7658
+# %% ../../nbs/detector/02_geant4.ipynb #f9ea6743
 def simulate(
-    calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, seed: int = 0,
-    engine: str = "geant4", model: Any = None, workers: int = 1, blocks: str | Path | None = None,
-    cluster: Any = None, progress: bool = True,
+    calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0,
+    seed: int = 0, workers: int = 1, engine: str = "geant4", model: Any = None,
+    blocks: str | Path | None = None, cluster: Any = None, progress: bool = True,
 ) -> "xr.Dataset":
     """
     Simulate showers.
@@ -749,21 +799,14 @@ def simulate(
         The detector.
     n : int
         Number of events.
-    particle : str, sequence of str or array [n], default "e-"
-        Name, names that are drawn evenly, or an array with the name or PDG code of each.
-    energy : float, pair or array [n], default 10
-        Kinetic energy in GeV; a pair (low, high) is drawn evenly in the logarithm.
-    theta : float, pair or array [n], default 90
-        Angle to the y axis in degrees, 90 is perpendicular; a pair (low, high) is drawn evenly.
-    seed : int, default 0
-        Seed of the run; the same seed gives the same showers, whatever the number of workers.
-    engine : str, default "geant4"
-        ``"geant4"``, full simulation; ``"parametrised"`` or ``"library"``, baselines; ``"fast"``, a generator
-        within Geant4; ``"gan"``, the generator alone.
-    model : str or Path, optional
-        Name or folder of the generator, for ``"fast"`` and ``"gan"``; of the showers for ``"library"``.
-    workers : int, default 1
-        Number of processes.
+    particle, energy, theta : value, pair or array [n]
+        Name (default ``"e-"``), kinetic energy in GeV (10) and angle to the y axis in degrees (90); two names
+        or (low, high) are drawn from evenly, energies in their logarithm.
+    seed, workers : int
+        Seed of the run (0) and number of processes (1); the result doesn't depend on the latter.
+    engine, model : str, optional
+        ``"geant4"``, ``"fast"`` (a generator within Geant4), ``"gan"`` (it alone), ``"parametrised"`` or
+        ``"library"`` (baselines), and the name or folder of the generator or library.
     blocks : str or Path, optional
         Folder in which finished blocks of events are kept; a run that was stopped goes on from them.
     cluster : dask.distributed.Client, optional
@@ -774,37 +817,13 @@ def simulate(
     Returns
     -------
     xarray.Dataset
-        ``ECAL`` [event, x, y, z] in MeV, ``energy`` [event] in GeV, ``theta`` [event] in rad and ``pdg`` [event],
-        with the centres of the cells as coordinates. Attributes: ``calorimeter`` (JSON), ``engine``,
-        ``physics``, ``seed``, ``geant4``, ``provenance`` and ``cpu_seconds``.
+        As from `as_dataset`; ``provenance`` among its attributes is the hash of all it depends on.
 
     Raises
     ------
-    UsageError
-        If a value is out of range, or the particles need data sets that aren't installed.
-    MissingExtra
-        If Geant4 isn't installed.
     ItwinError
-        If a worker died, or the wheel doesn't fit.
+        If a value is out of range, Geant4, its data sets or that wheel aren't there, or a worker died.
     """
-    _check(calorimeter, engine, model, blocks, cluster)
-    shot = beam(n, particle, energy, theta, seed)
-    if engine != "geant4":
-        return _joined(_pieces(engine, calorimeter, shot, seed, model=model, workers=workers, progress=progress))
-    attrs, cells = _attributes(calorimeter, shot, seed), np.zeros((n, *calorimeter.shape), np.float32)
-    flat, spent = cells.reshape(n, -1), 0.0
-    for _, _, block in event_blocks(
-        calorimeter, shot, seed, workers=workers, blocks=blocks, cluster=cluster, progress=progress
-    ):
-        flat[block["event"], block["cell"]] = block["mev"]
-        spent += float(block["cpu_seconds"])
-    return as_dataset(calorimeter, shot, cells, **attrs, cpu_seconds=spent)
-
-# %% ../../nbs/detector/02_geant4.ipynb #f59299e0
-def _joined(pieces: Iterator["xr.Dataset"]) -> "xr.Dataset":
-    import xarray as xr
-
-    pieces = list(pieces)
-    spent = sum(piece.attrs.get("cpu_seconds", 0.0) for piece in pieces)
-    data = pieces[0] if len(pieces) == 1 else xr.concat(pieces, "event", combine_attrs="override")
-    return data.assign_attrs(cpu_seconds=spent)
+    given = {"particle": particle, "energy": energy, "theta": theta, "seed": seed, "engine": engine}
+    how = {"model": model, "workers": workers, "blocks": blocks, "cluster": cluster, "progress": progress}
+    return _joined(n, _begin(calorimeter, n, **given, **how))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RADIATION_LENGTHS_MM', 'Calorimeter']
 
-# %% ../../nbs/detector/00_geometry.ipynb #2cfc3a33
+# %% ../../nbs/detector/00_geometry.ipynb #24735133
 import hashlib
 import json
 from dataclasses import dataclass, fields
@@ -17,13 +17,13 @@ from fastcore.basics import patch
 from ..core.errors import UsageError
 from ..core.files import atomic_path, plain
 
-# %% ../../nbs/detector/00_geometry.ipynb #9485f4d4
+# %% ../../nbs/detector/00_geometry.ipynb #0e1433c8
 RADIATION_LENGTHS_MM: dict[str, float] = {
     "G4_AIR": 303900.0, "G4_Al": 88.97, "G4_Si": 93.70, "G4_Fe": 17.57, "G4_Cu": 14.36, "G4_W": 3.504,
     "G4_Pb": 5.612, "G4_U": 3.166, "G4_lAr": 140.0, "G4_PLASTIC_SC_VINYLTOLUENE": 425.4, "G4_PbWO4": 8.903,
 }
 
-# %% ../../nbs/detector/00_geometry.ipynb #4dfe496e
+# %% ../../nbs/detector/00_geometry.ipynb #057ff03b
 @dataclass(frozen=True)
 class Calorimeter:
     """
@@ -69,11 +69,11 @@ class Calorimeter:
             _check_number(field.name, field.type, getattr(self, field.name))
         _check_materials(self)
 
-# %% ../../nbs/detector/00_geometry.ipynb #e02d3b60
+# %% ../../nbs/detector/00_geometry.ipynb #b66f7c6e
 _AT_LEAST = {"layers": 1, "cells": 1, "samples": 1}
 _MAY_BE_ZERO = {"sectors", "absorber_mm", "gap_mm", "margin_mm", "upstream_mm", "upstream_distance_mm"}
 
-
+# %% ../../nbs/detector/00_geometry.ipynb #3840b1d6
 def _check_number(name: str, kind: type, value: object) -> None:
     kinds = {str: str, int: (int, np.integer), float: (int, float, np.number)}[kind]
     if not isinstance(value, kinds) or isinstance(value, bool):
@@ -85,7 +85,7 @@ def _check_number(name: str, kind: type, value: object) -> None:
         wanted = "above 0" if least is None else f"at least {least}"
         raise UsageError(f"A calorimeter's {name} must be {wanted}, but is {value}.")
 
-# %% ../../nbs/detector/00_geometry.ipynb #fcc7a986
+# %% ../../nbs/detector/00_geometry.ipynb #6299db5a
 def _check_materials(calorimeter: Calorimeter) -> None:
     for part in ("absorber", "sensor", "upstream"):
         material = getattr(calorimeter, part)
@@ -93,7 +93,7 @@ def _check_materials(calorimeter: Calorimeter) -> None:
             known = ", ".join(RADIATION_LENGTHS_MM)
             raise UsageError(f"The {part} {material!r} isn't a known material; choose from {known}.")
 
-# %% ../../nbs/detector/00_geometry.ipynb #fee01404
+# %% ../../nbs/detector/00_geometry.ipynb #36229457
 _PRESETS = {
     "clic51": {},
     "clic25": {"cells": 25},
@@ -103,7 +103,7 @@ _PRESETS = {
     },
 }
 
-
+# %% ../../nbs/detector/00_geometry.ipynb #9231da59
 @patch(cls_method=True)
 def preset(cls: Calorimeter, name: str) -> "Calorimeter":
     """
@@ -128,19 +128,19 @@ def preset(cls: Calorimeter, name: str) -> "Calorimeter":
         raise UsageError(f"There's no calorimeter {name!r}; choose from {', '.join(_PRESETS)}.")
     return cls(name=name, **_PRESETS[name])
 
-# %% ../../nbs/detector/00_geometry.ipynb #7788663d
+# %% ../../nbs/detector/00_geometry.ipynb #561f477f
 @patch(as_prop=True)
 def shape(self: Calorimeter) -> tuple[int, int, int]:
     """Return the number of cells along x, y and z, or of sectors, rings and layers."""
     return (self.sectors or self.cells, self.cells, self.layers)
 
-# %% ../../nbs/detector/00_geometry.ipynb #d3d38bf0
+# %% ../../nbs/detector/00_geometry.ipynb #e2cd3039
 @patch(as_prop=True)
 def pitch_mm(self: Calorimeter) -> float:
     """Return the thickness of a layer in mm."""
     return self.samples * (self.absorber_mm + self.sensor_mm + self.gap_mm)
 
-# %% ../../nbs/detector/00_geometry.ipynb #84f03d55
+# %% ../../nbs/detector/00_geometry.ipynb #5883b5e7
 @patch(as_prop=True)
 def depths_mm(self: Calorimeter) -> np.ndarray:
     """Return where the sensors of each layer are along z [layer], in mm: the mean of their centres."""
@@ -148,14 +148,14 @@ def depths_mm(self: Calorimeter) -> np.ndarray:
     first = self.absorber_mm + self.sensor_mm / 2 + (self.samples - 1) / 2 * sample
     return first + self.pitch_mm * np.arange(self.layers)
 
-# %% ../../nbs/detector/00_geometry.ipynb #3e25fca4
+# %% ../../nbs/detector/00_geometry.ipynb #34eed3ec
 @patch(as_prop=True)
 def cells_mm(self: Calorimeter) -> np.ndarray:
     """Return the centres of the cells across [cell], or of the rings, in mm."""
     start = 0 if self.sectors else self.cells / 2
     return self.cell_mm * (np.arange(self.cells) + 0.5 - start)
 
-# %% ../../nbs/detector/00_geometry.ipynb #4d1de4d5
+# %% ../../nbs/detector/00_geometry.ipynb #b6eeb689
 @patch
 def positions_mm(self: Calorimeter) -> np.ndarray:
     """
@@ -172,14 +172,14 @@ def positions_mm(self: Calorimeter) -> np.ndarray:
     angle, ring, z = np.meshgrid(angles, self.cells_mm, self.depths_mm, indexing="ij")
     return np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=-1)
 
-# %% ../../nbs/detector/00_geometry.ipynb #17fe3efd
+# %% ../../nbs/detector/00_geometry.ipynb #aa845cbe
 @patch(as_prop=True)
 def x0(self: Calorimeter) -> float:
     """Return the thickness of a layer in radiation lengths."""
     parts = ((self.absorber, self.absorber_mm), (self.sensor, self.sensor_mm), ("G4_AIR", self.gap_mm))
     return self.samples * sum(mm / RADIATION_LENGTHS_MM[material] for material, mm in parts)
 
-# %% ../../nbs/detector/00_geometry.ipynb #17724141
+# %% ../../nbs/detector/00_geometry.ipynb #058de951
 @patch(as_prop=True)
 def fingerprint(self: Calorimeter) -> str:
     """Return 16 hexadecimal digits that are the same for calorimeters with the same showers."""
@@ -187,33 +187,33 @@ def fingerprint(self: Calorimeter) -> str:
     kept = {name: value if isinstance(value, str) else float(value) for name, value in kept.items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../../nbs/detector/00_geometry.ipynb #f73fdce7
+# %% ../../nbs/detector/00_geometry.ipynb #7320d8e8
 def _box(name: str, x: float, y: float, z: float) -> str:
     return f'<box name="{name}_s" x="{x:.9g}" y="{y:.9g}" z="{z:.9g}" lunit="mm"/>'
 
-
+# %% ../../nbs/detector/00_geometry.ipynb #ad000b6b
 def _tube(name: str, radius: float, z: float, start: float = 0, angle: float = 360) -> str:
     return (f'<tube name="{name}_s" rmin="0" rmax="{radius:.9g}" z="{z:.9g}" startphi="{start:.9g}" '
             f'deltaphi="{angle:.9g}" aunit="deg" lunit="mm"/>')
 
-# %% ../../nbs/detector/00_geometry.ipynb #a72b74d7
+# %% ../../nbs/detector/00_geometry.ipynb #f43a11dc
 def _volume(name: str, material: str, *inside: str) -> str:
     return (f'<volume name="{name}"><materialref ref="{material}"/><solidref ref="{name}_s"/>'
             f'{"".join(inside)}</volume>')
 
-# %% ../../nbs/detector/00_geometry.ipynb #303cc457
+# %% ../../nbs/detector/00_geometry.ipynb #d7638e9c
 def _placed(name: str, z: float) -> str:
     position = f'<position name="{name}_z" x="0" y="0" z="{z:.9g}" unit="mm"/>'
     return f'<physvol name="{name}"><volumeref ref="{name}"/>{position}</physvol>'
 
-# %% ../../nbs/detector/00_geometry.ipynb #9378178f
+# %% ../../nbs/detector/00_geometry.ipynb #bc95e04f
 def _replica(name: str, number: int, axis: str, width: float, unit: str = "mm") -> str:
     along = (f'<direction {axis}="1"/><width value="{width:.9g}" unit="{unit}"/>'
              f'<offset value="0" unit="{unit}"/>')
     return (f'<replicavol number="{number}"><volumeref ref="{name}"/>'
             f"<replicate_along_axis>{along}</replicate_along_axis></replicavol>")
 
-# %% ../../nbs/detector/00_geometry.ipynb #e6a5f78f
+# %% ../../nbs/detector/00_geometry.ipynb #11092446
 @patch
 def _grid(self: Calorimeter) -> tuple[list[str], list[str]]:
     side, mm, si = self.cells * self.cell_mm, self.cell_mm, self.sensor
@@ -224,7 +224,7 @@ def _grid(self: Calorimeter) -> tuple[list[str], list[str]]:
         _volume("core", si, _replica("row", self.cells, "y", mm)),
     ]
 
-
+# %% ../../nbs/detector/00_geometry.ipynb #23f03f98
 @patch
 def _rings(self: Calorimeter) -> tuple[list[str], list[str]]:
     radius, mm, si, angle = self.cells * self.cell_mm, self.cell_mm, self.sensor, 360 / self.sectors
@@ -235,13 +235,13 @@ def _rings(self: Calorimeter) -> tuple[list[str], list[str]]:
         _volume("core", si, _replica("row", self.sectors, "phi", angle, "deg")),
     ]
 
-# %% ../../nbs/detector/00_geometry.ipynb #0c7bf682
+# %% ../../nbs/detector/00_geometry.ipynb #be48a49d
 @patch(as_prop=True)
 def half_mm(self: Calorimeter) -> float:
     """Return half the width of the calorimeter in mm, cells and margin."""
     return self.cells * self.cell_mm / (1 if self.sectors else 2) + self.margin_mm
 
-
+# %% ../../nbs/detector/00_geometry.ipynb #5906d3f3
 @patch
 def _stack(self: Calorimeter) -> tuple[list[str], list[str]]:
     side, depth, air = 2 * self.half_mm, self.pitch_mm / self.samples, "G4_AIR"
@@ -258,7 +258,7 @@ def _stack(self: Calorimeter) -> tuple[list[str], list[str]]:
         _volume("calorimeter", air, _replica("sample", self.samples * self.layers, "z", depth)),
     ]
 
-# %% ../../nbs/detector/00_geometry.ipynb #85eecd2b
+# %% ../../nbs/detector/00_geometry.ipynb #4ce9c0d9
 @patch
 def _world(self: Calorimeter) -> tuple[list[str], list[str]]:
     side, long, air = 2 * self.half_mm, self.pitch_mm * self.layers, "G4_AIR"
@@ -272,7 +272,7 @@ def _world(self: Calorimeter) -> tuple[list[str], list[str]]:
         volumes.append(_volume("upstream", self.upstream))
     return solids + [_box("world", wide, wide, deep)], volumes + [_volume("world", air, *inside)]
 
-# %% ../../nbs/detector/00_geometry.ipynb #28354ad1
+# %% ../../nbs/detector/00_geometry.ipynb #05dd4a66
 @patch
 def write_gdml(self: Calorimeter, path: str | Path) -> None:
     """

@@ -25,7 +25,8 @@ TARGET = "test_detector_physics:Bookkeeper"
 def block():
     """A block of tungsten of 30 X0, all of it sensor, so wide and deep that little leaks."""
     thickness = STEP * RADIATION_LENGTHS_MM["G4_W"]
-    return Calorimeter("block", 60, 1, 1000.0, sensor="G4_W", absorber_mm=0.0, sensor_mm=thickness, gap_mm=0.0)
+    cells = {"layers": 60, "cells": 1, "cell_mm": 1000.0}
+    return Calorimeter("block", **cells, sensor="G4_W", absorber_mm=0.0, sensor_mm=thickness, gap_mm=0.0)
 
 
 @cache

@@ -211,7 +211,7 @@ def test_geant4_says_why_it_aborts(tmp_path):
 
 def test_damaged_and_foreign_blocks(tmp_path):
     simulate(CALORIMETER, 150, blocks=tmp_path, **RUN)
-    with pytest.raises(ItwinError, match="blocks of another simulation: choose an empty folder"):
+    with pytest.raises(ItwinError, match="blocks of another simulation: choose another folder"):
         simulate(CALORIMETER, 150, blocks=tmp_path, **RUN | {"seed": 6})
     block = next(tmp_path.glob("block-*.npz"))
     block.write_bytes(block.read_bytes()[:-100])
