@@ -6,7 +6,7 @@
 __all__ = ['PDG', 'DATAFREE', 'WHEEL', 'SYMBOLS', 'data_sets', 'environment', 'choose_physics', 'check_wheel', 'probe',
            'load_geant4', 'physics_list']
 
-# %% ../../nbs/detector/01_datafree.ipynb #8cc9525f
+# %% ../../nbs/detector/01_datafree.ipynb #54e274bc
 import ctypes
 import importlib
 import os
@@ -21,13 +21,13 @@ from typing import Any
 from ..core.errors import ItwinError, UsageError, require
 from ..core.files import make_folder
 
-# %% ../../nbs/detector/01_datafree.ipynb #115489bd
+# %% ../../nbs/detector/01_datafree.ipynb #b379cb14
 _DATA_SETS = {
     "G4LEDATA": "G4EMLOW", "G4LEVELGAMMADATA": "PhotonEvaporation", "G4PARTICLEXSDATA": "G4PARTICLEXS",
     "G4SAIDXSDATA": "G4SAIDDATA", "G4ENSDFSTATEDATA": "G4ENSDFSTATE",
 }
 
-# %% ../../nbs/detector/01_datafree.ipynb #7e80f5ad
+# %% ../../nbs/detector/01_datafree.ipynb #d69a1260
 def data_sets() -> dict[str, str]:
     """
     Find Geant4's data sets on this machine.
@@ -47,7 +47,7 @@ def data_sets() -> dict[str, str]:
             found[variable] = str(folders[0])
     return found
 
-# %% ../../nbs/detector/01_datafree.ipynb #f2aaf4fc
+# %% ../../nbs/detector/01_datafree.ipynb #b7e3f402
 def environment(folder: str | Path) -> dict[str, str]:
     """
     Prepare the environment of a process that will use Geant4.
@@ -74,7 +74,7 @@ def environment(folder: str | Path) -> dict[str, str]:
     directory = given if given and Path(given).is_dir() else str(folder)
     return {"GEANT4_DATA_DIR": directory, "G4ENSDFSTATEDATA": str(folder)} | data_sets()
 
-# %% ../../nbs/detector/01_datafree.ipynb #75a4ce51
+# %% ../../nbs/detector/01_datafree.ipynb #fcda2c20
 PDG: dict[str, int] = {
     "e-": 11, "e+": -11, "gamma": 22, "mu-": 13, "mu+": -13, "pi+": 211, "pi-": -211, "pi0": 111,
     "proton": 2212, "neutron": 2112, "kaon+": 321, "kaon-": -321, "kaon0L": 130,
@@ -82,7 +82,7 @@ PDG: dict[str, int] = {
 DATAFREE: str = "datafree-em"
 _ELECTROMAGNETIC = {11, -11, 22}
 
-# %% ../../nbs/detector/01_datafree.ipynb #2cf89324
+# %% ../../nbs/detector/01_datafree.ipynb #6ef04242
 def choose_physics(physics: str, pdg: Iterable[int]) -> str:
     """
     Choose the physics list for these particles on this machine.
@@ -92,7 +92,7 @@ def choose_physics(physics: str, pdg: Iterable[int]) -> str:
     physics : str
         The reference list that is wanted where there are data sets, or ``"datafree-em"``.
     pdg : iterable of int
-        PDG codes of the primary particles.
+        PDG codes of the primary particles, of those in `PDG`.
 
     Returns
     -------
@@ -104,18 +104,19 @@ def choose_physics(physics: str, pdg: Iterable[int]) -> str:
     UsageError
         If the particles need data sets that aren't installed.
     """
-    missing = [name for variable, name in _DATA_SETS.items() if variable not in data_sets()]
+    there = data_sets()
+    missing = [name for variable, name in _DATA_SETS.items() if variable not in there]
     if physics != DATAFREE and not missing:
         return physics
     heavy = sorted({int(code) for code in pdg} - _ELECTROMAGNETIC)
     if heavy:
-        names = ", ".join({code: name for name, code in PDG.items()}.get(code, str(code)) for code in heavy)
-        wants = f"install Geant4's data sets ({', '.join(missing)}) and set GEANT4_DATA_DIR to their folder"
-        cure = wants if missing else f"choose a reference list instead of physics={DATAFREE!r}"
+        names = ", ".join(name for name, code in PDG.items() if code in heavy)
+        cure = f"install Geant4's data sets ({', '.join(missing)}) and set GEANT4_DATA_DIR to their folder"
+        cure = cure if missing else f"choose a reference list instead of {DATAFREE!r}"
         raise UsageError(f"Without data sets, Geant4 simulates e-, e+ and gamma only, not {names}: {cure}.")
     return DATAFREE
 
-# %% ../../nbs/detector/01_datafree.ipynb #f9d10939
+# %% ../../nbs/detector/01_datafree.ipynb #d066308f
 WHEEL: str = "0.1.3"
 _STRING, _TYPE = "RK8G4String", "13G4ProcessType"
 _LIST = "G4PhysicsListHelper"
@@ -123,11 +124,11 @@ _CHARGED = {"G4eMultipleScattering": "msc", "G4eIonisation": "eIoni", "G4eBremss
 _NEUTRAL = {"G4PhotoElectricEffect": "phot", "G4ComptonScattering": "compt", "G4GammaConversion": "conv"}
 _POSITRON = {"G4eplusAnnihilation": "annihil"}
 
-# %% ../../nbs/detector/01_datafree.ipynb #4eb75852
+# %% ../../nbs/detector/01_datafree.ipynb #5630bd2c
 def _mangled(cls: str, rest: str) -> str:
     return f"_ZN{len(cls)}{cls}{rest}"
 
-# %% ../../nbs/detector/01_datafree.ipynb #24b177bf
+# %% ../../nbs/detector/01_datafree.ipynb #ec45563d
 _HELPER = _mangled(_LIST, "20GetPhysicsListHelperEv")
 _REGISTER = _mangled(_LIST, "15RegisterProcessEP10G4VProcessP20G4ParticleDefinition")
 _MODEL = _mangled("G4eBremsstrahlungRelModel", f"C1EPK20G4ParticleDefinition{_STRING}")
@@ -139,7 +140,7 @@ SYMBOLS: tuple[str, ...] = (
     *(_mangled(cls, "10DefinitionEv") for cls in ("G4Electron", "G4Positron", "G4Gamma")),
 )
 
-# %% ../../nbs/detector/01_datafree.ipynb #46564ed2
+# %% ../../nbs/detector/01_datafree.ipynb #c3d155b7
 def check_wheel(version: str = WHEEL) -> None:
     """
     Refuse a wheel or a machine for which this module wasn't written, without loading it.
@@ -165,7 +166,7 @@ def check_wheel(version: str = WHEEL) -> None:
             f"{found} on {here}: install that version or Geant4's data sets, or choose engine='parametrised'."
         )
 
-# %% ../../nbs/detector/01_datafree.ipynb #8f9334a2
+# %% ../../nbs/detector/01_datafree.ipynb #a1bce2c6
 def probe(library: ctypes.CDLL, symbols: Iterable[str] = SYMBOLS) -> None:
     """
     Refuse a library that lacks a function that is called here.
@@ -189,35 +190,35 @@ def probe(library: ctypes.CDLL, symbols: Iterable[str] = SYMBOLS) -> None:
             f"install geant4_pybind=={WHEEL} from PyPI, or Geant4's data sets."
         )
 
-# %% ../../nbs/detector/01_datafree.ipynb #a1bdc162
+# %% ../../nbs/detector/01_datafree.ipynb #3ef89cff
 _SIZE = 8192
 
-# %% ../../nbs/detector/01_datafree.ipynb #1355a24b
+# %% ../../nbs/detector/01_datafree.ipynb #598fd682
 def _call(library: ctypes.CDLL, name: str, *values: int, result: Any = None) -> Any:
     function = getattr(library, name)
     function.restype, function.argtypes = result, [ctypes.c_void_p] * len(values)
     return function(*values)
 
-# %% ../../nbs/detector/01_datafree.ipynb #1a1c23c2
+# %% ../../nbs/detector/01_datafree.ipynb #599db0cc
 def _memory(size: int) -> int:
     allocate = ctypes.CDLL(None).calloc
     allocate.restype, allocate.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_size_t]
     return allocate(1, size)
 
-# %% ../../nbs/detector/01_datafree.ipynb #ef4b3585
+# %% ../../nbs/detector/01_datafree.ipynb #f995bfa7
 def _string(text: str) -> int:
     address, data = _memory(32 + len(text)), text.encode()
     ctypes.memmove(address, (address + 16).to_bytes(8, "little") + len(data).to_bytes(8, "little"), 16)
     ctypes.memmove(address + 16, data + b"\0", len(data) + 1)
     return address
 
-# %% ../../nbs/detector/01_datafree.ipynb #94ee6567
+# %% ../../nbs/detector/01_datafree.ipynb #cf305536
 def _construct(library: ctypes.CDLL, symbol: str, *values: int) -> int:
     this = _memory(_SIZE)
     _call(library, symbol, this, *values)
     return this
 
-# %% ../../nbs/detector/01_datafree.ipynb #0c49e02b
+# %% ../../nbs/detector/01_datafree.ipynb #b04ccd7e
 def _register_processes(library: ctypes.CDLL) -> None:
     helper = _call(library, _HELPER, result=ctypes.c_void_p)
 
@@ -239,7 +240,7 @@ def _register_processes(library: ctypes.CDLL) -> None:
     for cls in _NEUTRAL:
         add(cls, "G4Gamma", 2)  # fElectromagnetic
 
-# %% ../../nbs/detector/01_datafree.ipynb #b6f90277
+# %% ../../nbs/detector/01_datafree.ipynb #18ff729d
 def _datafree_list(g4: ModuleType) -> Any:
     library = ctypes.CDLL(g4.__file__)
     probe(library)
@@ -261,7 +262,7 @@ def _datafree_list(g4: ModuleType) -> Any:
 
     return List()
 
-# %% ../../nbs/detector/01_datafree.ipynb #53865af5
+# %% ../../nbs/detector/01_datafree.ipynb #b6ef5036
 def load_geant4(folder: str | Path) -> ModuleType:
     """
     Import Geant4 into this process; only one run manager can be made in it.
@@ -292,7 +293,7 @@ def load_geant4(folder: str | Path) -> ModuleType:
         reason = " ".join(str(error).split())
         raise ItwinError(f"geant4_pybind can't be loaded ({reason}): install it for this Python.") from error
 
-# %% ../../nbs/detector/01_datafree.ipynb #ec7298e9
+# %% ../../nbs/detector/01_datafree.ipynb #bc7f9985
 def physics_list(g4: ModuleType, name: str) -> Any:
     """
     Make a physics list for the run manager of this process.
@@ -321,6 +322,5 @@ def physics_list(g4: ModuleType, name: str) -> Any:
         return _datafree_list(g4)
     made = getattr(g4, name, None)
     if made is None or not issubclass(made, g4.G4VModularPhysicsList):
-        others = f"choose FTFP_BERT, QGSP_BERT or {DATAFREE!r}"
-        raise UsageError(f"Geant4 has no physics list {name!r} here: {others}.")
+        raise UsageError(f"Geant4 has no physics list {name!r} here: choose FTFP_BERT or {DATAFREE!r}.")
     return made()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Beam', 'beam', 'as_dataset', 'EventLoop', 'event_blocks', 'origin', 'simulate_blocks', 'simulate']
 
-# %% ../../nbs/detector/02_geant4.ipynb #0bd1d353
+# %% ../../nbs/detector/02_geant4.ipynb #a719675b
 import hashlib
 import json
 import multiprocessing
@@ -41,7 +41,7 @@ from .geometry import Calorimeter
 if TYPE_CHECKING:
     import xarray as xr
 
-# %% ../../nbs/detector/02_geant4.ipynb #a883bbe1
+# %% ../../nbs/detector/02_geant4.ipynb #937ddc74
 class Beam(NamedTuple):
     """
     Hold the primary particles, one per event.
@@ -60,7 +60,7 @@ class Beam(NamedTuple):
     theta: np.ndarray
     pdg: np.ndarray
 
-# %% ../../nbs/detector/02_geant4.ipynb #ffd02f28
+# %% ../../nbs/detector/02_geant4.ipynb #8cbd0276
 @patch
 def part(self: Beam, first: int, stop: int) -> "Beam":
     """
@@ -78,7 +78,7 @@ def part(self: Beam, first: int, stop: int) -> "Beam":
     """
     return Beam(*(values[first:stop] for values in self))
 
-# %% ../../nbs/detector/02_geant4.ipynb #dbe4c969
+# %% ../../nbs/detector/02_geant4.ipynb #f2db9e44
 def _drawn(name: str, given: Any, n: int, between: Callable[[float, float], np.ndarray]) -> np.ndarray:
     wanted = f"The {name} is a number, a pair (low, high) or {n} numbers, not"
     try:
@@ -91,7 +91,7 @@ def _drawn(name: str, given: Any, n: int, between: Callable[[float, float], np.n
         raise UsageError(f"{wanted} {values.shape} of them.")
     return np.broadcast_to(values, n).copy()
 
-# %% ../../nbs/detector/02_geant4.ipynb #778935bb
+# %% ../../nbs/detector/02_geant4.ipynb #a7e3a204
 def _codes(particle: Any, n: int, uniform: np.ndarray) -> np.ndarray:
     names = [particle] if isinstance(particle, (str, int, np.integer)) else list(particle)
     unknown = [name for name in names if name not in PDG and name not in PDG.values()]
@@ -103,10 +103,10 @@ def _codes(particle: Any, n: int, uniform: np.ndarray) -> np.ndarray:
         return codes
     return codes[(uniform * len(codes)).astype(int)]
 
-# %% ../../nbs/detector/02_geant4.ipynb #2978c7f2
+# %% ../../nbs/detector/02_geant4.ipynb #c8a686b1
 _RANGES = {"energy": (1e-3, 1e5, "GeV"), "theta": (10, 170, "degrees")}
 
-# %% ../../nbs/detector/02_geant4.ipynb #98ab3972
+# %% ../../nbs/detector/02_geant4.ipynb #12f790cd
 def _within(name: str, values: np.ndarray) -> np.ndarray:
     low, high, unit = _RANGES[name]
     if not np.all((values >= low) & (values <= high)):
@@ -114,7 +114,7 @@ def _within(name: str, values: np.ndarray) -> np.ndarray:
         raise UsageError(f"The {name} must be from {low:g} to {high:g} {unit}, not {span}.")
     return values
 
-# %% ../../nbs/detector/02_geant4.ipynb #37fabb28
+# %% ../../nbs/detector/02_geant4.ipynb #47ccb650
 def beam(n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, seed: int = 0) -> Beam:
     """
     Draw the primary particles.
@@ -151,7 +151,7 @@ def beam(n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0, se
     codes = _codes(particle, n, draws[2])
     return Beam(_within("energy", energies), np.deg2rad(_within("theta", degrees)), codes)
 
-# %% ../../nbs/detector/02_geant4.ipynb #18fc326d
+# %% ../../nbs/detector/02_geant4.ipynb #21967adb
 def _axes(calorimeter: Calorimeter) -> dict:
     across = ("y", calorimeter.cells_mm, {"units": "mm"})
     first = ("x", calorimeter.cells_mm, {"units": "mm"})
@@ -161,7 +161,7 @@ def _axes(calorimeter: Calorimeter) -> dict:
         across = ("y", calorimeter.cells_mm, {"units": "mm", "long_name": "radius"})
     return {"x": first, "y": across, "z": ("z", calorimeter.depths_mm, {"units": "mm"})}
 
-# %% ../../nbs/detector/02_geant4.ipynb #105f5c66
+# %% ../../nbs/detector/02_geant4.ipynb #3ff69034
 def as_dataset(calorimeter: Calorimeter, beam: Beam, cells: np.ndarray, **attrs: Any) -> "xr.Dataset":
     """
     Label showers.
@@ -191,10 +191,9 @@ def as_dataset(calorimeter: Calorimeter, beam: Beam, cells: np.ndarray, **attrs:
         "theta": ("event", beam.theta, {"units": "rad", "long_name": "angle to the y axis"}),
         "pdg": ("event", beam.pdg, {"long_name": "PDG code of the particle"}),
     }
-    described = {"calorimeter": json.dumps(plain(calorimeter)), **attrs}
-    return xr.Dataset(variables, _axes(calorimeter), described)
+    return xr.Dataset(variables, _axes(calorimeter), {"calorimeter": json.dumps(plain(calorimeter)), **attrs})
 
-# %% ../../nbs/detector/02_geant4.ipynb #6b29d01f
+# %% ../../nbs/detector/02_geant4.ipynb #5037a832
 def _detector(loop: "EventLoop", gdml: str) -> Any:
     g4, (nx, ny, nz) = loop.g4, loop.calorimeter.shape
     first, second = (1, 0) if loop.calorimeter.sectors else (0, 1)
@@ -216,7 +215,7 @@ def _detector(loop: "EventLoop", gdml: str) -> Any:
 
     return Detector()
 
-# %% ../../nbs/detector/02_geant4.ipynb #6cebf4dd
+# %% ../../nbs/detector/02_geant4.ipynb #9b5af8c4
 def _gun(loop: "EventLoop") -> Any:
     g4, calorimeter = loop.g4, loop.calorimeter
     plate = calorimeter.upstream_mm + calorimeter.upstream_distance_mm if calorimeter.upstream_mm else 0.0
@@ -238,7 +237,7 @@ def _gun(loop: "EventLoop") -> Any:
 
     return Gun()
 
-# %% ../../nbs/detector/02_geant4.ipynb #9e222e64
+# %% ../../nbs/detector/02_geant4.ipynb #4d8e6b5c
 def _collector(loop: "EventLoop") -> Any:
     class Collector(loop.g4.G4UserEventAction):
         def EndOfEventAction(self, event: Any) -> None:  # noqa: N802
@@ -247,7 +246,7 @@ def _collector(loop: "EventLoop") -> Any:
 
     return Collector()
 
-# %% ../../nbs/detector/02_geant4.ipynb #4767dfd7
+# %% ../../nbs/detector/02_geant4.ipynb #26d9eef9
 def _initialisation(loop: "EventLoop") -> Any:
     class Actions(loop.g4.G4VUserActionInitialization):
         def Build(self) -> None:  # noqa: N802
@@ -257,10 +256,10 @@ def _initialisation(loop: "EventLoop") -> Any:
 
     return Actions()
 
-# %% ../../nbs/detector/02_geant4.ipynb #fca07988
+# %% ../../nbs/detector/02_geant4.ipynb #15dfbae7
 _QUIET = "/run/verbose 0", "/event/verbose 0", "/process/verbose 0", "/process/em/verbose 0"
 
-# %% ../../nbs/detector/02_geant4.ipynb #41da43ce
+# %% ../../nbs/detector/02_geant4.ipynb #d8a66433
 class EventLoop:
     """
     Run Geant4's events in this process; there can be only one in a process.
@@ -299,18 +298,18 @@ class EventLoop:
         self.command(*_QUIET, f"/run/setCut {calorimeter.cut_mm} mm")
         self._manager.Initialize()
 
-# %% ../../nbs/detector/02_geant4.ipynb #6f952c45
+# %% ../../nbs/detector/02_geant4.ipynb #3ba94472
 @patch
 def construct(self: EventLoop) -> None:
     """Add to the detector, once its volumes and scorers are there."""
 
-# %% ../../nbs/detector/02_geant4.ipynb #a09b9099
+# %% ../../nbs/detector/02_geant4.ipynb #dd4164a9
 @patch
 def actions(self: EventLoop) -> list:
     """Return the user actions: here the gun and what collects the hits."""
     return [_gun(self), _collector(self)]
 
-# %% ../../nbs/detector/02_geant4.ipynb #85b7718b
+# %% ../../nbs/detector/02_geant4.ipynb #c2889165
 @patch
 def command(self: EventLoop, *lines: str) -> None:
     """
@@ -326,7 +325,7 @@ def command(self: EventLoop, *lines: str) -> None:
     for line in lines:
         interface.ApplyCommand(line)
 
-# %% ../../nbs/detector/02_geant4.ipynb #a45f950f
+# %% ../../nbs/detector/02_geant4.ipynb #66a664f9
 @patch
 def shoot(self: EventLoop, event: int, energy: float, theta: float, pdg: int, seed: int) -> None:
     """
@@ -346,7 +345,7 @@ def shoot(self: EventLoop, event: int, energy: float, theta: float, pdg: int, se
     self.command(f"/random/setSeeds {first + 1} {second + 1}")
     self._manager.BeamOn(1)
 
-# %% ../../nbs/detector/02_geant4.ipynb #f9b0695a
+# %% ../../nbs/detector/02_geant4.ipynb #45a76c32
 @patch
 def _merged(self: EventLoop) -> tuple[np.ndarray, np.ndarray]:
     """Add up the samples of each layer."""
@@ -354,7 +353,7 @@ def _merged(self: EventLoop) -> tuple[np.ndarray, np.ndarray]:
     cell, inverse = np.unique(cells, return_inverse=True)
     return cell, np.bincount(inverse, self.hits[:, 1], len(cell)).astype(np.float32)
 
-# %% ../../nbs/detector/02_geant4.ipynb #b105cdba
+# %% ../../nbs/detector/02_geant4.ipynb #249e852d
 @patch
 def block(self: EventLoop, first: int, beam: Beam, seed: int) -> dict[str, np.ndarray]:
     """
@@ -386,7 +385,7 @@ def block(self: EventLoop, first: int, beam: Beam, seed: int) -> dict[str, np.nd
     spent = np.float64(time.process_time() - start)
     return {name: np.concatenate(parts) for name, parts in rows.items()} | {"cpu_seconds": spent}
 
-# %% ../../nbs/detector/02_geant4.ipynb #add21311
+# %% ../../nbs/detector/02_geant4.ipynb #fc13b832
 def _serve(handle: int) -> None:
     link, arguments = Connection(handle), {"folder": ""}
     with suppress(EOFError, OSError):
@@ -407,10 +406,10 @@ def _serve(handle: int) -> None:
     shutil.rmtree(arguments["folder"], ignore_errors=True)
     os._exit(0)
 
-# %% ../../nbs/detector/02_geant4.ipynb #fdf5fc69
+# %% ../../nbs/detector/02_geant4.ipynb #aab40773
 _START = "import sys; from itwin_nb.detector.geant4 import _serve; _serve(int(sys.argv[1]))"
 
-# %% ../../nbs/detector/02_geant4.ipynb #dd3ccad3
+# %% ../../nbs/detector/02_geant4.ipynb #383ef05c
 class _Worker:
     def __init__(self, target: str, **arguments: Any) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="itwin-geant4-", ignore_cleanup_errors=True)
@@ -430,10 +429,10 @@ class _Worker:
         self.process.wait()
         self.folder.cleanup()
 
-# %% ../../nbs/detector/02_geant4.ipynb #38505902
+# %% ../../nbs/detector/02_geant4.ipynb #3dae7602
 _FATAL = re.compile(r"-------- EEEE -------.*?G4Exception : (\S+)\s+issued by : (\S+)\s+([^\n]+)", re.DOTALL)
 
-# %% ../../nbs/detector/02_geant4.ipynb #8f5c2057
+# %% ../../nbs/detector/02_geant4.ipynb #b3397c5c
 @patch
 def _death(self: _Worker) -> str:
     code = self.process.wait()
@@ -442,7 +441,7 @@ def _death(self: _Worker) -> str:
     found = _FATAL.findall(self.log.read().decode(errors="replace"))
     return f"{reason}; {found[-1][0]} in {found[-1][1]}: {found[-1][2]}" if found else reason
 
-# %% ../../nbs/detector/02_geant4.ipynb #81c8371c
+# %% ../../nbs/detector/02_geant4.ipynb #4251af41
 @patch
 def ask(self: _Worker, first: int, beam: Beam, seed: int, advice: str) -> dict:
     try:
@@ -459,16 +458,16 @@ def ask(self: _Worker, first: int, beam: Beam, seed: int, advice: str) -> dict:
         raise answer
     return answer
 
-# %% ../../nbs/detector/02_geant4.ipynb #5bb09edd
+# %% ../../nbs/detector/02_geant4.ipynb #1a608401
 _BLOCK_GEV = 200.0
 
-# %% ../../nbs/detector/02_geant4.ipynb #6d050b4f
+# %% ../../nbs/detector/02_geant4.ipynb #647e9f79
 def _cuts(energy: np.ndarray) -> list[tuple[int, int]]:
     block = (np.cumsum(energy + 1.0) / _BLOCK_GEV).astype(int)
     edges = [0, *(np.flatnonzero(np.diff(block)) + 1), len(energy)]
     return [(int(a), int(b)) for a, b in zip(edges, edges[1:])]
 
-# %% ../../nbs/detector/02_geant4.ipynb #38764e9b
+# %% ../../nbs/detector/02_geant4.ipynb #2e851b78
 class _Store:
     def __init__(self, folder: str | Path, job: dict) -> None:
         self.folder = make_folder(folder)
@@ -492,7 +491,7 @@ class _Store:
             message = f"{self.path(first)} is damaged: delete it, and it'll be simulated again."
             raise InputError(message) from error
 
-# %% ../../nbs/detector/02_geant4.ipynb #7c0656d3
+# %% ../../nbs/detector/02_geant4.ipynb #80131b2c
 def _job(calorimeter: Calorimeter, beam: Beam, seed: int, physics: str, target: str, options: dict) -> dict:
     job = {"calorimeter": plain(calorimeter), "physics": physics, "seed": int(seed),
            "events": len(beam.energy), "geant4": f"geant4_pybind {metadata.version('geant4_pybind')}",
@@ -502,7 +501,7 @@ def _job(calorimeter: Calorimeter, beam: Beam, seed: int, physics: str, target: 
         digest.update(np.ascontiguousarray(values).tobytes())
     return job | {"provenance": digest.hexdigest()[:32]}
 
-# %% ../../nbs/detector/02_geant4.ipynb #46c37112
+# %% ../../nbs/detector/02_geant4.ipynb #09065a06
 def _remote(start: Callable[[], _Worker], *order: Any) -> dict:
     worker = start()
     try:
@@ -510,7 +509,7 @@ def _remote(start: Callable[[], _Worker], *order: Any) -> dict:
     finally:
         worker.end()
 
-# %% ../../nbs/detector/02_geant4.ipynb #4392dddc
+# %% ../../nbs/detector/02_geant4.ipynb #c9cb05f8
 class _OnCluster:
     def __init__(self, cluster: Any, start: Callable[[], _Worker]) -> None:
         self.cluster, self.start, self.future = cluster, start, None
@@ -529,7 +528,7 @@ class _OnCluster:
         if self.future:
             self.future.cancel()
 
-# %% ../../nbs/detector/02_geant4.ipynb #7ec1001a
+# %% ../../nbs/detector/02_geant4.ipynb #0ad87ac2
 @contextmanager
 def _pool(workers: list, keep: Callable[[int, dict], None]) -> Iterator[Callable[..., Future]]:
     idle, threads = queue.SimpleQueue(), ThreadPoolExecutor(max(len(workers), 1))
@@ -553,10 +552,10 @@ def _pool(workers: list, keep: Callable[[int, dict], None]) -> Iterator[Callable
             worker.end()
         threads.shutdown()
 
-# %% ../../nbs/detector/02_geant4.ipynb #b71c0ab7
+# %% ../../nbs/detector/02_geant4.ipynb #637daf54
 _LOOP = "itwin_nb.detector.geant4:EventLoop"
 
-# %% ../../nbs/detector/02_geant4.ipynb #5e912b00
+# %% ../../nbs/detector/02_geant4.ipynb #28412ab2
 def _blocks(cuts: list, start: Callable, ahead: int) -> Iterator[tuple[int, int, dict]]:
     waiting = deque()
     for first, stop in cuts:
@@ -567,7 +566,7 @@ def _blocks(cuts: list, start: Callable, ahead: int) -> Iterator[tuple[int, int,
     for first, stop, result in waiting:
         yield first, stop, result()
 
-# %% ../../nbs/detector/02_geant4.ipynb #09296c7c
+# %% ../../nbs/detector/02_geant4.ipynb #315cc09c
 def _hired(start: Callable[[], _Worker], tasks: int, workers: int, cluster: Any) -> list:
     if not isinstance(workers, (int, np.integer)) or workers < 1:
         raise UsageError(f"The number of workers is at least 1, not {workers!r}.")
@@ -576,13 +575,13 @@ def _hired(start: Callable[[], _Worker], tasks: int, workers: int, cluster: Any)
         return [_OnCluster(cluster, start) for _ in range(min(tasks, threads))]
     return [start() for _ in range(min(tasks, workers))]
 
-# %% ../../nbs/detector/02_geant4.ipynb #dd29a225
+# %% ../../nbs/detector/02_geant4.ipynb #60ceabf4
 def _advice(blocks: str | Path | None) -> str:
     if blocks:
         return f"run it again with blocks={str(blocks)!r}, and it goes on from the blocks that are finished"
     return "run it again, with blocks=FOLDER if finished blocks shall be kept so that it can go on"
 
-# %% ../../nbs/detector/02_geant4.ipynb #c6b5ccf7
+# %% ../../nbs/detector/02_geant4.ipynb #f4f32916
 def _run(
     start: Callable[[], _Worker], beam: Beam, seed: int, store: _Store | None, workers: int, cluster: Any,
     progress: bool,
@@ -605,7 +604,7 @@ def _run(
             bar.update(block[1] - block[0])
             yield block
 
-# %% ../../nbs/detector/02_geant4.ipynb #884df07a
+# %% ../../nbs/detector/02_geant4.ipynb #62d5df68
 def event_blocks(
     calorimeter: Calorimeter, beam: Beam, seed: int = 0, workers: int = 1, target: str = _LOOP,
     options: dict | None = None, blocks: str | Path | None = None, cluster: Any = None, progress: bool = True,
@@ -647,7 +646,7 @@ def event_blocks(
     start = partial(_Worker, target, calorimeter=calorimeter, physics=job["physics"], **arguments)
     yield from _run(start, beam, seed, store, workers, cluster, progress)
 
-# %% ../../nbs/detector/02_geant4.ipynb #f90b40f8
+# %% ../../nbs/detector/02_geant4.ipynb #7d5e288f
 def origin(
     calorimeter: Calorimeter, beam: Beam, seed: int = 0, target: str = _LOOP, options: dict | None = None
 ) -> dict:
@@ -656,16 +655,8 @@ def origin(
 
     Parameters
     ----------
-    calorimeter : Calorimeter
-        The detector.
-    beam : Beam
-        The particles.
-    seed : int, default 0
-        Seed of the run.
-    target : str, optional
-        The event loop, ``"module:class"``.
-    options : dict, optional
-        Its further arguments.
+    calorimeter, beam, seed, target, options : Calorimeter, Beam, int, str and dict
+        As for `event_blocks`.
 
     Returns
     -------
@@ -685,7 +676,7 @@ def origin(
         require("geant4_pybind", "geant4")
     return _job(calorimeter, beam, seed, physics, target, options or {})
 
-# %% ../../nbs/detector/02_geant4.ipynb #ea5ddb3d
+# %% ../../nbs/detector/02_geant4.ipynb #fbac0793
 _ENGINES = {
     "parametrised": "itwin_nb.detector.baselines:parametrised",
     "library": "itwin_nb.detector.baselines:library",
@@ -694,7 +685,7 @@ _ENGINES = {
 }
 _PIECE = 1000
 
-# %% ../../nbs/detector/02_geant4.ipynb #784a3499
+# %% ../../nbs/detector/02_geant4.ipynb #fa1050ca
 def _pieces(
     engine: str, calorimeter: Calorimeter, beam: Beam, seed: int, **arguments: Any
 ) -> Iterator["xr.Dataset"]:
@@ -705,7 +696,7 @@ def _pieces(
         data = getattr(import_module(module), name)(calorimeter, piece, seed=own, **arguments)
         yield data.assign_attrs(seed=seed)
 
-# %% ../../nbs/detector/02_geant4.ipynb #619c7522
+# %% ../../nbs/detector/02_geant4.ipynb #6c2a51bf
 def _check(calorimeter: Any, engine: str, model: Any, blocks: Any, cluster: Any) -> None:
     if not isinstance(calorimeter, Calorimeter):
         raise UsageError(f"Simulate a Calorimeter, as from Calorimeter.preset(name), not {calorimeter!r}.")
@@ -716,7 +707,7 @@ def _check(calorimeter: Any, engine: str, model: Any, blocks: Any, cluster: Any)
     if engine != "geant4" and (blocks is not None or cluster is not None):
         raise UsageError(f"Only 'geant4' takes blocks= and cluster=: leave them out with engine={engine!r}.")
 
-# %% ../../nbs/detector/02_geant4.ipynb #73a4d3f4
+# %% ../../nbs/detector/02_geant4.ipynb #399051b9
 def _geant4(calorimeter: Calorimeter, beam: Beam, seed: int, **how: Any) -> Iterator["xr.Dataset"]:
     job = origin(calorimeter, beam, seed)
     attrs = {"engine": "geant4"} | {name: job[name] for name in ("physics", "seed", "geant4", "provenance")}
@@ -726,7 +717,7 @@ def _geant4(calorimeter: Calorimeter, beam: Beam, seed: int, **how: Any) -> Iter
         attrs["cpu_seconds"] = float(block["cpu_seconds"])
         yield as_dataset(calorimeter, beam.part(first, stop), cells, **attrs)
 
-# %% ../../nbs/detector/02_geant4.ipynb #2e3243dd
+# %% ../../nbs/detector/02_geant4.ipynb #cf75f834
 def _begin(
     calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0,
     seed: int = 0, engine: str = "geant4", model: Any = None, blocks: Any = None, cluster: Any = None,
@@ -738,7 +729,7 @@ def _begin(
         return _geant4(calorimeter, shot, seed, blocks=blocks, cluster=cluster, **how)
     return _pieces(engine, calorimeter, shot, seed, model=model, **{"workers": 1, "progress": True} | how)
 
-# %% ../../nbs/detector/02_geant4.ipynb #de5dbaf1
+# %% ../../nbs/detector/02_geant4.ipynb #f14209f5
 def simulate_blocks(
     calorimeter: Calorimeter, n: int, particle: Any = "e-", **how: Any
 ) -> Iterator["xr.Dataset"]:
@@ -768,7 +759,7 @@ def simulate_blocks(
     """
     yield from _begin(calorimeter, n, particle, **how)
 
-# %% ../../nbs/detector/02_geant4.ipynb #4e1e4139
+# %% ../../nbs/detector/02_geant4.ipynb #2c43ae7a
 def _joined(n: int, pieces: Iterator["xr.Dataset"]) -> "xr.Dataset":
     import xarray as xr
 
@@ -784,7 +775,7 @@ def _joined(n: int, pieces: Iterator["xr.Dataset"]) -> "xr.Dataset":
     spent = sum(part.attrs.get("cpu_seconds", 0.0) for part in rest)
     return ecal.merge(joined).assign_attrs(joined.attrs | {"cpu_seconds": spent})
 
-# %% ../../nbs/detector/02_geant4.ipynb #f9ea6743
+# %% ../../nbs/detector/02_geant4.ipynb #b6ff72d4
 def simulate(
     calorimeter: Calorimeter, n: int, particle: Any = "e-", energy: Any = 10.0, theta: Any = 90.0,
     seed: int = 0, workers: int = 1, engine: str = "geant4", model: Any = None,
