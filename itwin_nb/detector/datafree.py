@@ -6,7 +6,7 @@
 __all__ = ['PDG', 'DATAFREE', 'WHEEL', 'SYMBOLS', 'data_sets', 'environment', 'choose_physics', 'check_wheel', 'probe',
            'load_geant4', 'physics_list']
 
-# %% ../../nbs/detector/01_datafree.ipynb #54e274bc
+# %% ../../nbs/detector/01_datafree.ipynb #41bb681a
 import ctypes
 import importlib
 import os
@@ -21,13 +21,13 @@ from typing import Any
 from ..core.errors import ItwinError, UsageError, require
 from ..core.files import make_folder
 
-# %% ../../nbs/detector/01_datafree.ipynb #b379cb14
+# %% ../../nbs/detector/01_datafree.ipynb #e53f0279
 _DATA_SETS = {
     "G4LEDATA": "G4EMLOW", "G4LEVELGAMMADATA": "PhotonEvaporation", "G4PARTICLEXSDATA": "G4PARTICLEXS",
     "G4SAIDXSDATA": "G4SAIDDATA", "G4ENSDFSTATEDATA": "G4ENSDFSTATE",
 }
 
-# %% ../../nbs/detector/01_datafree.ipynb #d69a1260
+# %% ../../nbs/detector/01_datafree.ipynb #1725fac9
 def data_sets() -> dict[str, str]:
     """
     Find Geant4's data sets on this machine.
@@ -37,7 +37,8 @@ def data_sets() -> dict[str, str]:
     dict
         Environment variable to folder, for those that are there.
     """
-    places = [Path(p) for p in (os.environ.get("GEANT4_DATA_DIR"), Path.home() / ".geant4_pybind") if p]
+    given, own = os.environ.get("GEANT4_DATA_DIR"), os.path.expanduser("~/.geant4_pybind")
+    places = [Path(place) for place in (given, own) if place]
     found = {}
     for variable, prefix in _DATA_SETS.items():
         named = [Path(os.environ[variable])] if os.environ.get(variable) else []
@@ -47,7 +48,7 @@ def data_sets() -> dict[str, str]:
             found[variable] = str(folders[0])
     return found
 
-# %% ../../nbs/detector/01_datafree.ipynb #b7e3f402
+# %% ../../nbs/detector/01_datafree.ipynb #04c23fd3
 def environment(folder: str | Path) -> dict[str, str]:
     """
     Prepare the environment of a process that will use Geant4.
@@ -74,7 +75,7 @@ def environment(folder: str | Path) -> dict[str, str]:
     directory = given if given and Path(given).is_dir() else str(folder)
     return {"GEANT4_DATA_DIR": directory, "G4ENSDFSTATEDATA": str(folder)} | data_sets()
 
-# %% ../../nbs/detector/01_datafree.ipynb #fcda2c20
+# %% ../../nbs/detector/01_datafree.ipynb #0568d4f1
 PDG: dict[str, int] = {
     "e-": 11, "e+": -11, "gamma": 22, "mu-": 13, "mu+": -13, "pi+": 211, "pi-": -211, "pi0": 111,
     "proton": 2212, "neutron": 2112, "kaon+": 321, "kaon-": -321, "kaon0L": 130,
@@ -82,7 +83,7 @@ PDG: dict[str, int] = {
 DATAFREE: str = "datafree-em"
 _ELECTROMAGNETIC = {11, -11, 22}
 
-# %% ../../nbs/detector/01_datafree.ipynb #6ef04242
+# %% ../../nbs/detector/01_datafree.ipynb #fb7fc697
 def choose_physics(physics: str, pdg: Iterable[int]) -> str:
     """
     Choose the physics list for these particles on this machine.
@@ -116,7 +117,7 @@ def choose_physics(physics: str, pdg: Iterable[int]) -> str:
         raise UsageError(f"Without data sets, Geant4 simulates e-, e+ and gamma only, not {names}: {cure}.")
     return DATAFREE
 
-# %% ../../nbs/detector/01_datafree.ipynb #d066308f
+# %% ../../nbs/detector/01_datafree.ipynb #c4c9d352
 WHEEL: str = "0.1.3"
 _STRING, _TYPE = "RK8G4String", "13G4ProcessType"
 _LIST = "G4PhysicsListHelper"
@@ -124,11 +125,11 @@ _CHARGED = {"G4eMultipleScattering": "msc", "G4eIonisation": "eIoni", "G4eBremss
 _NEUTRAL = {"G4PhotoElectricEffect": "phot", "G4ComptonScattering": "compt", "G4GammaConversion": "conv"}
 _POSITRON = {"G4eplusAnnihilation": "annihil"}
 
-# %% ../../nbs/detector/01_datafree.ipynb #5630bd2c
+# %% ../../nbs/detector/01_datafree.ipynb #9bd034da
 def _mangled(cls: str, rest: str) -> str:
     return f"_ZN{len(cls)}{cls}{rest}"
 
-# %% ../../nbs/detector/01_datafree.ipynb #ec45563d
+# %% ../../nbs/detector/01_datafree.ipynb #48cc1676
 _HELPER = _mangled(_LIST, "20GetPhysicsListHelperEv")
 _REGISTER = _mangled(_LIST, "15RegisterProcessEP10G4VProcessP20G4ParticleDefinition")
 _MODEL = _mangled("G4eBremsstrahlungRelModel", f"C1EPK20G4ParticleDefinition{_STRING}")
@@ -140,7 +141,7 @@ SYMBOLS: tuple[str, ...] = (
     *(_mangled(cls, "10DefinitionEv") for cls in ("G4Electron", "G4Positron", "G4Gamma")),
 )
 
-# %% ../../nbs/detector/01_datafree.ipynb #c3d155b7
+# %% ../../nbs/detector/01_datafree.ipynb #70483d4a
 def check_wheel(version: str = WHEEL) -> None:
     """
     Refuse a wheel or a machine for which this module wasn't written, without loading it.
@@ -166,7 +167,7 @@ def check_wheel(version: str = WHEEL) -> None:
             f"{found} on {here}: install that version or Geant4's data sets, or choose engine='parametrised'."
         )
 
-# %% ../../nbs/detector/01_datafree.ipynb #a1bce2c6
+# %% ../../nbs/detector/01_datafree.ipynb #bda80dfc
 def probe(library: ctypes.CDLL, symbols: Iterable[str] = SYMBOLS) -> None:
     """
     Refuse a library that lacks a function that is called here.
@@ -190,35 +191,35 @@ def probe(library: ctypes.CDLL, symbols: Iterable[str] = SYMBOLS) -> None:
             f"install geant4_pybind=={WHEEL} from PyPI, or Geant4's data sets."
         )
 
-# %% ../../nbs/detector/01_datafree.ipynb #3ef89cff
+# %% ../../nbs/detector/01_datafree.ipynb #53a409ac
 _SIZE = 8192
 
-# %% ../../nbs/detector/01_datafree.ipynb #598fd682
+# %% ../../nbs/detector/01_datafree.ipynb #de8b9c54
 def _call(library: ctypes.CDLL, name: str, *values: int, result: Any = None) -> Any:
     function = getattr(library, name)
     function.restype, function.argtypes = result, [ctypes.c_void_p] * len(values)
     return function(*values)
 
-# %% ../../nbs/detector/01_datafree.ipynb #599db0cc
+# %% ../../nbs/detector/01_datafree.ipynb #badd4fab
 def _memory(size: int) -> int:
     allocate = ctypes.CDLL(None).calloc
     allocate.restype, allocate.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_size_t]
     return allocate(1, size)
 
-# %% ../../nbs/detector/01_datafree.ipynb #f995bfa7
+# %% ../../nbs/detector/01_datafree.ipynb #c241b985
 def _string(text: str) -> int:
     address, data = _memory(32 + len(text)), text.encode()
     ctypes.memmove(address, (address + 16).to_bytes(8, "little") + len(data).to_bytes(8, "little"), 16)
     ctypes.memmove(address + 16, data + b"\0", len(data) + 1)
     return address
 
-# %% ../../nbs/detector/01_datafree.ipynb #cf305536
+# %% ../../nbs/detector/01_datafree.ipynb #9a916d5d
 def _construct(library: ctypes.CDLL, symbol: str, *values: int) -> int:
     this = _memory(_SIZE)
     _call(library, symbol, this, *values)
     return this
 
-# %% ../../nbs/detector/01_datafree.ipynb #b04ccd7e
+# %% ../../nbs/detector/01_datafree.ipynb #31a00cbe
 def _register_processes(library: ctypes.CDLL) -> None:
     helper = _call(library, _HELPER, result=ctypes.c_void_p)
 
@@ -240,7 +241,7 @@ def _register_processes(library: ctypes.CDLL) -> None:
     for cls in _NEUTRAL:
         add(cls, "G4Gamma", 2)  # fElectromagnetic
 
-# %% ../../nbs/detector/01_datafree.ipynb #18ff729d
+# %% ../../nbs/detector/01_datafree.ipynb #2ba1a319
 def _datafree_list(g4: ModuleType) -> Any:
     library = ctypes.CDLL(g4.__file__)
     probe(library)
@@ -262,7 +263,7 @@ def _datafree_list(g4: ModuleType) -> Any:
 
     return List()
 
-# %% ../../nbs/detector/01_datafree.ipynb #b6ef5036
+# %% ../../nbs/detector/01_datafree.ipynb #a3f017cb
 def load_geant4(folder: str | Path) -> ModuleType:
     """
     Import Geant4 into this process; only one run manager can be made in it.
@@ -293,7 +294,7 @@ def load_geant4(folder: str | Path) -> ModuleType:
         reason = " ".join(str(error).split())
         raise ItwinError(f"geant4_pybind can't be loaded ({reason}): install it for this Python.") from error
 
-# %% ../../nbs/detector/01_datafree.ipynb #bc7f9985
+# %% ../../nbs/detector/01_datafree.ipynb #2b02d375
 def physics_list(g4: ModuleType, name: str) -> Any:
     """
     Make a physics list for the run manager of this process.
