@@ -8,7 +8,7 @@ __all__ = ['Timing', 'Comparison', 'compare', 'Request', 'Step', 'Advice', 'advi
 # %% ../../nbs/detector/13_comparison.ipynb #f1231198
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -275,13 +275,14 @@ class Advice:
         return "\n".join([what, "", "```bash", *(step.command for step in self.steps), "```"])
 
 # %% ../../nbs/detector/13_comparison.ipynb #3ef57807
-def _job(request: Request, scope: Scope, n: int, out: str) -> dict[str, Any]:
-    own = request.calorimeter
-    known = own.name in ("clic51", "clic25") and own == Calorimeter.preset(own.name)
-    return {"calorimeter": own.name if known else "calorimeter.json", "particles": ",".join(scope.particles),
+def _job(calorimeter: Calorimeter, scope: Scope, n: int, seed: int, out: str) -> dict[str, Any]:
+    names = "clic51", "clic25"
+    known = calorimeter.name in names and calorimeter == Calorimeter.preset(calorimeter.name)
+    return {"calorimeter": calorimeter.name if known else "calorimeter.json",
+            "particles": ",".join(scope.particles),
             "energy_low": scope.energy_gev[0], "energy_high": scope.energy_gev[1],
             "theta_low": scope.theta_deg[0], "theta_high": scope.theta_deg[1],
-            "n": n, "seed": request.seed, "out": out}
+            "n": n, "seed": seed, "out": out}
 
 
 def _union(one: Scope, other: Scope) -> Scope:
@@ -315,15 +316,17 @@ def advise(request: Request, generator: Generator, metrics: Mapping[str, Mapping
         With steps that can be run as they stand.
     """
     outside, missed = _outside(request, generator), _missed(metrics or {})
-    again = _job(request, request.scope, request.n, "fast")
+    bare, plate = replace(request.calorimeter, upstream_mm=0.0), request.calorimeter.upstream_mm
+    again = _job(bare, request.scope, request.n, request.seed, "fast")
+    again |= {"upstream_mm": plate} if plate else {}
     if not outside and not missed:
-        return Advice(False, (), (Step("detector_fastsim", again | {"model": _model(generator)}),),
-                      request.calorimeter)
-    scope, n = _union(generator.scope, request.scope), showers * (2 if missed else 1)
-    steps = (Step("detector_fullsim", _job(request, scope, n, "full")),
-             Step("detector_gan", _job(request, scope, n, "gan") | {"showers": "full/showers.root"}),
+        step = Step("detector_fastsim", again | {"model": _model(generator)})
+        return Advice(False, (), (step,), bare)
+    wide, n = _union(generator.scope, request.scope), showers * (2 if missed else 1)
+    steps = (Step("detector_fullsim", _job(bare, wide, n, request.seed, "full")),
+             Step("detector_gan", _job(bare, wide, n, request.seed, "gan") | {"showers": "full/showers.root"}),
              Step("detector_compare", again | {"out": "compare", "model": "gan/model"}))
-    return Advice(True, (*outside, *missed), steps, request.calorimeter)
+    return Advice(True, (*outside, *missed), steps, bare)
 
 
 def _model(generator: Generator) -> str:
