@@ -316,7 +316,8 @@ def advise(request: Request, generator: Generator, metrics: Mapping[str, Mapping
         With steps that can be run as they stand.
     """
     outside, missed = _outside(request, generator), _missed(metrics or {})
-    bare, plate = replace(request.calorimeter, upstream_mm=0.0), request.calorimeter.upstream_mm
+    plate = request.calorimeter.upstream_mm
+    bare = replace(request.calorimeter, upstream_mm=0.0)
     again = _job(bare, request.scope, request.n, request.seed, "fast")
     again |= {"upstream_mm": plate} if plate else {}
     if not outside and not missed:
