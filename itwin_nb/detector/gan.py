@@ -240,9 +240,10 @@ def outline(cells: Cells, particle: Particle) -> Outline:
 # %% ../../nbs/detector/05_gan.ipynb #a899b82f
 def _basis(particle: Particle) -> Tensor:
     e, cot, photon = particle.log_energy - 2, particle.cot**2, particle.photon
-    return torch.cat([torch.ones_like(e), e, e**2, photon, photon * e, e**3, cot, cot * e], 1)
+    return torch.cat([torch.ones_like(e), e, e**2, photon, photon * e, e**3, cot, cot * e, particle.cot, particle.cot * e], 1)
 
-_TERMS, _SMOOTH = 8, 5
+
+_TERMS, _SMOOTH = 10, 5
 
 
 class Trend(nn.Module):
@@ -406,7 +407,7 @@ class Longitudinal(nn.Module):
 def _roots(energy: Tensor, particle: Particle) -> Tensor:
     """ln(total / 20 MeV per GeV) and the roots of the layers' shares"""
     total = energy.sum(1, keepdim=True)
-    return torch.cat([torch.log(total / 20) - particle.log_energy, torch.sqrt(energy / total)], 1)
+    return torch.cat([torch.log(total / 20) - particle.log_energy, torch.sqrt(energy / total + 1e-7)], 1)
 
 
 @patch
@@ -426,12 +427,12 @@ def residuals(self: Longitudinal, outline: Outline, particle: Particle) -> Tenso
     Tensor
         Energies, hits in core and halo of each layer, course, [n, 3 * layers + 5].
     """
-    mean, spread = self.shares(particle)
+    (mean, spread), (middle, size) = self.shares(particle), self.course(particle)
     energies = (_roots(outline.energy, particle) - mean) / spread
     roots = torch.sqrt(torch.stack([outline.core, outline.halo], 2) + 1e-4)
     hits = (roots - self.hits(outline.energy, particle)) / self.hits.spread
     hits = hits * (outline.energy > 0)[..., None]
-    return torch.cat([energies, hits.flatten(1), outline.course / self.course(particle)[1]], 1)
+    return torch.cat([energies, hits.flatten(1), (outline.course - middle) / size], 1)
 
 # %% ../../nbs/detector/05_gan.ipynb #e7126f85
 @patch
@@ -449,7 +450,6 @@ def start(self: Longitudinal, outline: Outline, particle: Particle) -> None:
     self.shares.fit(_roots(outline.energy, particle), particle)
     self.hits.fit(outline, particle)
     self.course.fit(outline.course, particle)
-    self.course.mean.zero_()
     covariance = torch.cov(self.residuals(outline, particle).clamp(-4, 4).T)
     with torch.no_grad():
         self.root.copy_(torch.linalg.cholesky(covariance + 0.02 * torch.eye(self.size)))
@@ -491,7 +491,8 @@ def forward(self: Longitudinal, particle: Particle, noise: Tensor) -> Outline:
     rest = linear[:, n:] + self.hit_net(torch.cat([noise, given, first], 1))
     roots = rest[:, :-4].view(-1, self.layers, 2) * self.hits.spread + self.hits(energy, particle)
     hits = _possible(*_whole(roots).unbind(-1), energy)
-    return Outline(energy, *hits, rest[:, -4:] * self.course(particle)[1])
+    mean, spread = self.course(particle)
+    return Outline(energy, *hits, mean + spread * rest[:, -4:])
 
 # %% ../../nbs/detector/05_gan.ipynb #a3f44b77
 @patch
@@ -610,7 +611,9 @@ def _gate(score: Tensor, hits: Tensor) -> Tensor:
     hard = ((score > bar) & some).float()
     if not score.requires_grad:
         return hard
-    soft = torch.sigmoid(2 * (score - bar)) * some
+    slope = (torch.sigmoid(2 * (score - bar)) * torch.sigmoid(2 * (bar - score)) * some).detach()
+    moved = (slope * score).sum(-1, keepdim=True) / (slope.sum(-1, keepdim=True) + 1e-6)
+    soft = 2 * slope * (score - moved)
     return hard + soft - soft.detach()
 
 # %% ../../nbs/detector/05_gan.ipynb #b26eab01
