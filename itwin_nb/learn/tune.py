@@ -281,13 +281,9 @@ def answer(self: _Crew) -> None:
     from dask.distributed import Queue
 
     trials = {job.trial.number: job.trial for job in self.running.values()}
-    try:
-        while True:
-            back, number, step, value = self.mail.get(timeout=0.2)
-            stop = number in trials and _hear(self.study, trials[number], step, value)
-            Queue(back, client=self.client).put(stop)
-    except TimeoutError:
-        pass
+    for back, number, step, value in self.mail.get(batch=True):  # all that are there, without waiting
+        stop = number in trials and _hear(self.study, trials[number], step, value)
+        Queue(back, client=self.client).put(stop)
 
 # %% ../../nbs/learn/04_tune.ipynb #20d5ee65
 def _result(future: Any) -> _Outcome | None:
@@ -342,6 +338,7 @@ def _run_there(objective: Callable, study: optuna.Study, todo: Iterator[_Next], 
     try:
         while not crew.ending or crew.running or crew.again:
             crew.start(alive())
+            time.sleep(0.1)
             crew.answer()
             for trial, outcome in crew.ended(alive()):
                 _tell(study, trial, outcome)
