@@ -324,8 +324,8 @@ def advise(request: Request, generator: Generator, metrics: Mapping[str, Mapping
         step = Step("detector_fastsim", again | {"model": _model(generator)})
         return Advice(False, (), (step,), bare)
     wide, n = _union(generator.scope, request.scope), showers * (2 if missed else 1)
-    steps = (Step("detector_fullsim", _job(bare, wide, n, request.seed, "full")),
-             Step("detector_gan", _job(bare, wide, n, request.seed, "gan") | {"showers": "full/showers.root"}),
+    full, gan = (_job(bare, wide, n, request.seed, out) for out in ("full", "gan"))
+    steps = (Step("detector_fullsim", full), Step("detector_gan", gan | {"showers": "full/showers.root"}),
              Step("detector_compare", again | {"out": "compare", "model": "gan/model"}))
     return Advice(True, (*outside, *missed), steps, bare)
 

@@ -6,6 +6,7 @@
 __all__ = ['BATCH', 'Scope', 'save_generator', 'Generator', 'simulate_gan']
 
 # %% ../../nbs/detector/11_onnx.ipynb #3b8908a8
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -166,7 +167,7 @@ def save_generator(folder: str | Path, gan: "torch.nn.Module", calorimeter: Calo
                       use="Fast simulation: alone, or inside Geant4 (itwin_nb.detector.fastsim).")
 
 # %% ../../nbs/detector/11_onnx.ipynb #75e92a2f
-def _session(path: Path) -> Any:
+def _session(path: Path, cells: int) -> Any:
     import onnxruntime as ort
 
     if not path.is_file():
@@ -180,8 +181,10 @@ def _session(path: Path) -> Any:
     except Exception as error:  # ONNX Runtime's errors have no common class
         why = f"{path} is damaged ({type(error).__name__}): restore it or export it again."
         raise InputError(why) from error
-    if {node.name for node in session.get_inputs()} != set(_INPUTS):
-        raise InputError(f"{path} isn't a generator: its inputs must be {', '.join(_INPUTS)}.")
+    outputs = [node.shape[1:] for node in session.get_outputs()]
+    if {node.name for node in session.get_inputs()} != set(_INPUTS) or outputs != [[cells]]:
+        raise InputError(f"{path} isn't this generator: it must have the inputs {', '.join(_INPUTS)} "
+                         f"and one output of {cells} cells.")
     return session
 
 # %% ../../nbs/detector/11_onnx.ipynb #c9feba4d
@@ -218,7 +221,7 @@ class Generator:
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise InputError(f"{self.folder / 'config.json'} doesn't describe a generator ({error}): "
                              "restore it or save the generator again.") from error
-        self._session = _session(self.folder / "model.onnx")
+        self._session = _session(self.folder / "model.onnx", math.prod(self.calorimeter.shape))
 
     def __repr__(self) -> str:
         return f"Generator({self.folder.name}: {self.calorimeter.name}, {self.scope})"
@@ -252,7 +255,7 @@ def load(cls: Generator, model: "str | Path | Generator | None") -> Generator:
     return model if isinstance(model, Generator) else cls(find_model(model, "itwin_nb.detector"))
 
 # %% ../../nbs/detector/11_onnx.ipynb #fb41fcda
-BATCH = 100
+BATCH = 25
 
 
 def _keys(seed: Any, n: int) -> np.ndarray:
@@ -272,6 +275,17 @@ def _feed(self: Generator, energy: np.ndarray, theta: np.ndarray, pdg: np.ndarra
         np.random.default_rng(key).standard_normal(out=row, dtype=np.float32)
     columns = energy, theta, pdg == PDG["gamma"]
     return dict(zip(_INPUTS, [*(np.float32(column)[:, None] for column in columns), noise]))
+
+# %% ../../nbs/detector/11_onnx.ipynb #e1f04955
+@patch
+def _fill(self: Generator, cells: np.ndarray, feed: Mapping[str, np.ndarray]) -> None:
+    """Let the graph write its output where it's wanted."""
+    binding, flat = self._session.io_binding(), (len(cells), math.prod(cells.shape[1:]))
+    for name, values in feed.items():
+        binding.bind_cpu_input(name, values)
+    output = self._session.get_outputs()[0].name
+    binding.bind_output(output, "cpu", 0, np.float32, flat, cells.ctypes.data)
+    self._session.run_with_iobinding(binding)
 
 # %% ../../nbs/detector/11_onnx.ipynb #37f6ea7d
 @patch
@@ -311,10 +325,10 @@ def generate(self: Generator, energy: Any, theta: Any, pdg: Any = 11, seed: Any 
     energy, theta, pdg = np.broadcast_arrays(*map(np.atleast_1d, (energy, theta, pdg)))
     keys = _keys(seed, len(energy))
     self._refuse(pdg, energy, theta)
-    parts = [self._session.run(None, self._feed(energy[at], theta[at], pdg[at], keys[at]))[0]
-             for at in (slice(first, first + BATCH) for first in range(0, max(len(energy), 1), BATCH))]
-    cells = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return cells.reshape(-1, *self.calorimeter.shape)
+    cells = np.empty((len(energy), *self.calorimeter.shape), np.float32)
+    for at in (slice(first, first + BATCH) for first in range(0, len(energy), BATCH)):
+        self._fill(cells[at], self._feed(energy[at], theta[at], pdg[at], keys[at]))
+    return cells
 
 # %% ../../nbs/detector/11_onnx.ipynb #48327ab4
 @patch
@@ -423,7 +437,7 @@ def simulate_gan(calorimeter: Calorimeter, beam: Beam, seed: int = 0, model: Any
     generator.check(calorimeter)
     generator._refuse(beam.pdg, beam.energy, beam.theta)
     began, n = time.process_time(), len(beam.energy)
-    blocks = np.array_split(np.arange(n), max(1, -(-n // BATCH)))
+    blocks = np.split(np.arange(n), range(BATCH, n, BATCH))
     with ThreadPoolExecutor(workers) as pool:
         made = tqdm(pool.map(partial(_block, generator, beam, seed), blocks), total=len(blocks),
                     desc="showers", leave=False, delay=1, disable=not progress)
