@@ -17,7 +17,8 @@ from .geometry import Calorimeter
 
 # %% ../../nbs/detector/14_front_door.ipynb #d5b914b1
 _LATER = {
-    "detector.showers": ("preprocess", "read_showers", "root_to_hdf5", "stream_showers", "to_hdf5", "to_root"),
+    "detector.showers": ("preprocess", "read_showers", "root_to_hdf5", "stream_showers", "to_hdf5",
+                         "to_root"),
     "detector.gan": ("Gan",), "detector.gan3d": ("Gan3d", "TrainConfig3d", "train3d"),
     "detector.training": ("TrainConfig", "train"), "detector.tuning": ("register_generator", "tune_gan"),
     "detector.observables": ("observe",), "detector.validation": ("Validation", "validate"),

@@ -177,7 +177,7 @@ def image(self: Frame, cells: Cells, row: Tensor) -> Tensor:
     inside = (x >= 0) & (x < self.cells) & (y >= 0) & (y < self.cells)
     index = (x * self.cells + y) * self.layers + torch.arange(self.layers)[:, None]
     index, energy = torch.where(inside, index, 0).flatten(1), (energy * inside).flatten(1)
-    empty = energy.new_zeros(len(energy), self.cells**2 * self.layers)
+    empty = energy.new_zeros(energy.shape[0], self.cells**2 * self.layers)
     return empty.scatter_add(1, index, energy)
 
 # %% ../../nbs/detector/05_gan.ipynb #493590c8
@@ -192,7 +192,7 @@ class Outline(NamedTuple):
     core, halo : Tensor
         Number of hits, [n, layer].
     course : Tensor
-        Position and slope along x, then along y, of the shower's core; cells, and cells per 10 layers, [n, 4].
+        Position and slope along x, then along y, of the core; cells, and cells per 10 layers, [n, 4].
     """
 
     energy: Tensor
@@ -240,7 +240,8 @@ def outline(cells: Cells, particle: Particle) -> Outline:
 # %% ../../nbs/detector/05_gan.ipynb #a899b82f
 def _basis(particle: Particle) -> Tensor:
     e, cot, photon = particle.log_energy - 2, particle.cot**2, particle.photon
-    return torch.cat([torch.ones_like(e), e, e**2, photon, photon * e, e**3, cot, cot * e, particle.cot, particle.cot * e], 1)
+    odd = particle.cot, particle.cot * e
+    return torch.cat([torch.ones_like(e), e, e**2, photon, photon * e, e**3, cot, cot * e, *odd], 1)
 
 
 _TERMS, _SMOOTH = 10, 5
@@ -317,30 +318,32 @@ class HitTrend(nn.Module):
         self.register_buffer("mean", torch.zeros(layers, 5, 2))
         self.register_buffer("spread", torch.ones(layers, 2))
 
-    def forward(self, energy: Tensor, particle: Particle) -> Tensor:
-        """
-        Say what to expect.
-
-        Parameters
-        ----------
-        energy : Tensor
-            MeV, [n, layer].
-        particle : Particle
-            Of n showers.
-
-        Returns
-        -------
-        Tensor
-            Mean, [n, layer, 2].
-        """
-        return (_hit_basis(energy, particle)[..., None] * self.mean).sum(2)
-
 # %% ../../nbs/detector/05_gan.ipynb #61ef1b63
 def _hit_basis(energy: Tensor, particle: Particle) -> Tensor:
     e, l = torch.log(energy + THRESHOLD_MEV), particle.log_energy.expand_as(energy)
     return torch.stack([torch.ones_like(e), e, e**2, l, l * e], 2)
 
 
+@patch
+def forward(self: HitTrend, energy: Tensor, particle: Particle) -> Tensor:
+    """
+    Say what to expect.
+
+    Parameters
+    ----------
+    energy : Tensor
+        MeV, [n, layer].
+    particle : Particle
+        Of n showers.
+
+    Returns
+    -------
+    Tensor
+        Mean, [n, layer, 2].
+    """
+    return (_hit_basis(energy, particle)[..., None] * self.mean).sum(2)
+
+# %% ../../nbs/detector/05_gan.ipynb #148babdf
 @patch
 def fit(self: HitTrend, outline: Outline, particle: Particle) -> None:
     """
@@ -484,7 +487,8 @@ def forward(self: Longitudinal, particle: Particle, noise: Tensor) -> Outline:
     Outline
         Of each.
     """
-    given = torch.cat([particle.log_energy - 2, particle.cot, particle.photon, torch.exp(-particle.log_energy / 2)], 1)
+    low = torch.exp(-particle.log_energy / 2)
+    given = torch.cat([particle.log_energy - 2, particle.cot, particle.photon, low], 1)
     linear, n = noise @ self.root.T, self.layers + 1
     first = linear[:, :n] + self.depth_net(torch.cat([noise, given], 1))
     energy = self._energies(first, particle)
@@ -514,10 +518,10 @@ def _features(outline: Outline, particle: Particle) -> Tensor:
     excess = (outline.energy - THRESHOLD_MEV * hits).clamp(min=1e-3) / hits.clamp(min=1)
     wide = F.pad(energy, (1, 1), value=-3.0)
     return torch.stack([
-        k, particle.photon.expand_as(k), energy / 1.5 - 0.7, torch.log(excess), torch.sqrt(outline.core) - 2.5,
-        torch.sqrt(outline.halo) - 0.8, 2 * particle.offset, 8 * particle.offset**2 - 0.7, 3 * particle.cot.expand_as(k),
-        (particle.log_energy - 2).expand_as(k), x + dx * k, y + dy * k, (wide[:, :-2] - energy) / 1.5,
-        (wide[:, 2:] - energy) / 1.5], 2)
+        k, particle.photon.expand_as(k), energy / 1.5 - 0.7, torch.log(excess),
+        torch.sqrt(outline.core) - 2.5, torch.sqrt(outline.halo) - 0.8, 2 * particle.offset,
+        8 * particle.offset**2 - 0.7, 3 * particle.cot.expand_as(k), (particle.log_energy - 2).expand_as(k),
+        x + dx * k, y + dy * k, (wide[:, :-2] - energy) / 1.5, (wide[:, 2:] - energy) / 1.5], 2)
 
 # %% ../../nbs/detector/05_gan.ipynb #6ec0e96c
 class Maps(NamedTuple):
@@ -557,28 +561,30 @@ class Lateral(nn.Module):
         self.net = mlp(_FEATURES + latent, width, width, width // 2, 4 * _WINDOW + _PER_HALO)
         self.prior = nn.Parameter(torch.zeros(4 * _WINDOW + _PER_HALO))
 
-    def forward(self, features: Tensor, latent: Tensor) -> Maps:
-        """
-        Make the maps of layers.
+# %% ../../nbs/detector/05_gan.ipynb #fbc30759
+@patch
+def forward(self: Lateral, features: Tensor, latent: Tensor) -> Maps:
+    """
+    Make the maps of layers.
 
-        Parameters
-        ----------
-        features : Tensor
-            What is known of them, [..., 14].
-        latent : Tensor
-            Normal numbers, [..., latent].
+    Parameters
+    ----------
+    features : Tensor
+        What is known of them, [..., 14].
+    latent : Tensor
+        Normal numbers, [..., latent].
 
-        Returns
-        -------
-        Maps
-            Of each layer.
-        """
-        out = self.net(torch.cat([features, latent], -1)) + self.prior
-        chance, median, width, skew, halo = out.split([_WINDOW] * 4 + [_PER_HALO], -1)
-        alpha, beta, m, slope, w, k = halo.unbind(-1)
-        halo = torch.stack([F.softplus(alpha - 0.5) + 0.05, F.softplus(beta + 0.5) + 0.3, m, slope,
-                            F.softplus(w + 0.5), 1.5 * torch.tanh(k)], -1)
-        return Maps(chance, median, F.softplus(width + 0.5), 1.5 * torch.tanh(skew), halo)
+    Returns
+    -------
+    Maps
+        Of each layer.
+    """
+    out = self.net(torch.cat([features, latent], -1)) + self.prior
+    chance, median, width, skew, halo = out.split([_WINDOW] * 4 + [_PER_HALO], -1)
+    alpha, beta, m, slope, w, k = halo.unbind(-1)
+    halo = torch.stack([F.softplus(alpha - 0.5) + 0.05, F.softplus(beta + 0.5) + 0.3, m, slope,
+                        F.softplus(w + 0.5), 1.5 * torch.tanh(k)], -1)
+    return Maps(chance, median, F.softplus(width + 0.5), 1.5 * torch.tanh(skew), halo)
 
 # %% ../../nbs/detector/05_gan.ipynb #0da53c4a
 @patch
@@ -638,7 +644,7 @@ def noise_sizes(self: Lateral) -> tuple[int, int]:
     """Return how many normal numbers a layer takes: for the network, and for cells and halo."""
     return self.latent, 2 * _WINDOW + 3 * _SLOTS
 
-
+# %% ../../nbs/detector/05_gan.ipynb #79bac77d
 @patch
 def draw(self: Lateral, outline: Outline, particle: Particle, latent: Tensor, noise: Tensor) -> Cells:
     """
@@ -666,7 +672,8 @@ def draw(self: Lateral, outline: Outline, particle: Particle, latent: Tensor, no
     there = (far > 0).float()
     excess = (outline.energy - THRESHOLD_MEV * (gate.sum(-1) + there.sum(-1))).clamp(min=0)
     scale = (excess / (core.sum(-1) + far.sum(-1) + 1e-6))[..., None]
-    return Cells(core * scale + THRESHOLD_MEV * gate, torch.stack([x, y, far * scale + THRESHOLD_MEV * there], -1))
+    halo = torch.stack([x, y, far * scale + THRESHOLD_MEV * there], -1)
+    return Cells(core * scale + THRESHOLD_MEV * gate, halo)
 
 # %% ../../nbs/detector/05_gan.ipynb #0c40a66c
 class Gan(nn.Module):
@@ -688,8 +695,8 @@ class Gan(nn.Module):
     def __init__(self, cells: int, depths: Sequence[float], depth_width: int = 192, cell_width: int = 128,
                  latent: int = 8):
         super().__init__()
-        self.config = {"cells": cells, "depths": [float(depth) for depth in depths], "depth_width": depth_width,
-                       "cell_width": cell_width, "latent": latent}
+        self.config = {"cells": cells, "depths": [float(depth) for depth in depths],
+                       "depth_width": depth_width, "cell_width": cell_width, "latent": latent}
         self.frame = Frame(cells, self.config["depths"])
         self.longitudinal = Longitudinal(len(depths), depth_width)
         self.lateral = Lateral(cell_width, latent)
@@ -787,7 +794,7 @@ def look(self: Gan, showers: "xr.Dataset") -> tuple[Particle, Cells, Outline]:
     cells = self.frame.cut(showers.ECAL, row.numpy())
     return particle, cells, outline(cells, particle)
 
-
+# %% ../../nbs/detector/05_gan.ipynb #f3193fee
 @patch
 def start(self: Gan, cells: Cells, outline: Outline, particle: Particle) -> None:
     """

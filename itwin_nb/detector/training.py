@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from ..compute.distributed import run_group
 from ..core.errors import ItwinError, UsageError
 from .gan import (
-    _DX, _DY, _REACH, _SIDE, _WINDOW, THRESHOLD_MEV, Cells, Gan, Lateral, Longitudinal, Outline, Particle, Trend,
-    _features, _relative, mlp)
+    _DX, _DY, _REACH, _SIDE, _WINDOW, THRESHOLD_MEV, Cells, Gan, Lateral, Longitudinal, Outline, Particle,
+    Trend, _features, _relative, mlp)
 from .geometry import Calorimeter
 from .showers import stream_showers
 from ..learn.checkpoint import Checkpoint
@@ -52,11 +52,12 @@ class TrainConfig:
     batch : int
         Showers of a lesson in cells; outlines take twice as many.
     rate, cell_rate, gentle : float
-        First learning rates of Adam: for outlines and critics, for cells by likelihood, for cells by their critic. They fall to zero.
+        First learning rates of Adam, which fall to zero: for outlines and critics, for cells by likelihood,
+        for cells by their critic.
     held_back : float
         Share of the showers that only judges.
     examine, patience : int
-        Steps between two examinations, and how many of them may pass without progress in the adversarial part.
+        Steps between two examinations; how many may pass without progress in the adversarial part.
     seed : int
         Of all random numbers.
 
@@ -82,7 +83,8 @@ class TrainConfig:
         counts = self.outlines, self.batch, self.examine, self.patience
         shares = self.rate, self.cell_rate, self.gentle, self.held_back
         if min(self.steps, self.likelihood) < 0 or min(counts) < 1 or not all(0 < x < 1 for x in shares):
-            raise UsageError(f"{self} can't be trained: give counts of at least 1, and rates and held_back between 0 and 1.")
+            raise UsageError(f"{self} can't be trained: give counts of at least 1, "
+                             "and rates and held_back between 0 and 1.")
 
 # %% ../../nbs/detector/07_training.ipynb #79123697
 class Lessons(NamedTuple):
@@ -103,21 +105,23 @@ class Lessons(NamedTuple):
     cells: Cells
     outline: Outline
 
-    def take(self, index: Tensor) -> "Lessons":
-        """
-        Choose showers.
+# %% ../../nbs/detector/07_training.ipynb #914d58f6
+@patch
+def take(self: Lessons, index: Tensor) -> Lessons:
+    """
+    Choose showers.
 
-        Parameters
-        ----------
-        index : Tensor
-            Their numbers, [n].
+    Parameters
+    ----------
+    index : Tensor
+        Their numbers, [n].
 
-        Returns
-        -------
-        Lessons
-            Of these n.
-        """
-        return Lessons(*(type(part)(*(tensor[index] for tensor in part)) for part in self))
+    Returns
+    -------
+    Lessons
+        Of these n.
+    """
+    return Lessons(*(type(part)(*(tensor[index] for tensor in part)) for part in self))
 
 # %% ../../nbs/detector/07_training.ipynb #76cfe70a
 def _blocks(showers: "xr.Dataset | str | Path") -> "Iterator[xr.Dataset]":
@@ -205,7 +209,7 @@ def _share_loss(excess: Tensor, layer: Tensor, shape: Tensor, layers: int) -> Te
     each = _log_density(y, *shape.unsqueeze(-1).unbind(1))
     return -torch.logsumexp(torch.zeros(layers, len(_SCALES)).index_add(0, layer, each), 1)
 
-
+# %% ../../nbs/detector/07_training.ipynb #9d8f0a7c
 def likelihood_loss(lateral: Lateral, lessons: Lessons, generator: torch.Generator) -> Tensor:
     """
     Compute how unlikely the cells of showers are for the lateral network, given their outlines.
@@ -274,25 +278,27 @@ class OutlineCritic(nn.Module):
         self.known, self.totals = copy.deepcopy(longitudinal).requires_grad_(False), Trend(3, 0.02)
         self.net = mlp(longitudinal.size + 6, width, width, width, 1)
 
-    def see(self, outline: Outline, particle: Particle) -> Tensor:
-        """
-        Compute what the network judges by.
+# %% ../../nbs/detector/07_training.ipynb #94155943
+@patch
+def see(self: OutlineCritic, outline: Outline, particle: Particle) -> Tensor:
+    """
+    Compute what the network judges by.
 
-        Parameters
-        ----------
-        outline : Outline
-            Of n showers.
-        particle : Particle
-            Of each.
+    Parameters
+    ----------
+    outline : Outline
+        Of n showers.
+    particle : Particle
+        Of each.
 
-        Returns
-        -------
-        Tensor
-            [n, feature].
-        """
-        mean, spread = self.totals(particle)
-        off = [self.known.residuals(outline, particle), (_totals(outline, particle) - mean) / spread]
-        return torch.cat([4 * torch.tanh(torch.cat(off, 1) / 4), _given(particle)], 1)
+    Returns
+    -------
+    Tensor
+        [n, feature].
+    """
+    mean, spread = self.totals(particle)
+    off = [self.known.residuals(outline, particle), (_totals(outline, particle) - mean) / spread]
+    return torch.cat([4 * torch.tanh(torch.cat(off, 1) / 4), _given(particle)], 1)
 
 # %% ../../nbs/detector/07_training.ipynb #88f2b367
 def _moments(cells: Cells, particle: Particle) -> tuple[Tensor, Tensor, Tensor]:
@@ -352,25 +358,27 @@ class ShowerCritic(nn.Module):
         self.register_buffer("spread", torch.ones(size))
         self.net = mlp(size + 10 + longitudinal.size + 3, width, width, width, 1)
 
-    def see(self, cells: Cells, outline: Outline, particle: Particle) -> Tensor:
-        """
-        Compute what the network judges by.
+# %% ../../nbs/detector/07_training.ipynb #a29af2a1
+@patch
+def see(self: ShowerCritic, cells: Cells, outline: Outline, particle: Particle) -> Tensor:
+    """
+    Compute what the network judges by.
 
-        Parameters
-        ----------
-        cells, outline, particle : Cells, Outline, Particle
-            Of n showers.
+    Parameters
+    ----------
+    cells, outline, particle : Cells, Outline, Particle
+        Of n showers.
 
-        Returns
-        -------
-        Tensor
-            [n, feature].
-        """
-        layers, whole = _shower_view(cells, outline, particle)
-        mean, spread = self.whole(particle)
-        off = torch.cat([(layers - self.mean) / self.spread, (whole - mean) / spread,
-                         self.known.residuals(outline, particle)], 1)
-        return torch.cat([4 * torch.tanh(off / 4), _given(particle)], 1)
+    Returns
+    -------
+    Tensor
+        [n, feature].
+    """
+    layers, whole = _shower_view(cells, outline, particle)
+    mean, spread = self.whole(particle)
+    off = torch.cat([(layers - self.mean) / self.spread, (whole - mean) / spread,
+                     self.known.residuals(outline, particle)], 1)
+    return torch.cat([4 * torch.tanh(off / 4), _given(particle)], 1)
 
 # %% ../../nbs/detector/07_training.ipynb #06e4b7b1
 @patch
@@ -443,7 +451,8 @@ class _School:
         held = max(1, round(config.held_back * len(order)))
         self.lessons, self.test = lessons.take(order[held:]), lessons.take(order[:held])
         gan.start(self.lessons.cells, self.lessons.outline, self.lessons.particle)
-        self.outline_critic, self.shower_critic = OutlineCritic(gan.longitudinal), ShowerCritic(gan.longitudinal)
+        self.outline_critic = OutlineCritic(gan.longitudinal)
+        self.shower_critic = ShowerCritic(gan.longitudinal)
         self.mean, self.best = (copy.deepcopy(gan).requires_grad_(False) for _ in range(2))
         self.best.register_buffer("distance", torch.tensor(float("inf"), dtype=torch.float64))
         self.best.register_buffer("since", torch.tensor(0))
@@ -456,9 +465,11 @@ def _optimisers(self: _School) -> None:
     self.shower_critic.start(self.lessons)
     config = self.config
     self.optimisers = {
-        "longitudinal": _adam(self.gan.longitudinal, config.rate), "likelihood": _adam(self.gan.lateral, config.cell_rate, (0.9, 0.999)),
+        "longitudinal": _adam(self.gan.longitudinal, config.rate),
+        "likelihood": _adam(self.gan.lateral, config.cell_rate, (0.9, 0.999)),
         "lateral": _adam(self.gan.lateral, config.gentle),
-        "outline_judge": _adam(self.outline_critic.net, config.rate), "shower_judge": _adam(self.shower_critic.net, config.rate)}
+        "outline_judge": _adam(self.outline_critic.net, config.rate),
+        "shower_judge": _adam(self.shower_critic.net, config.rate)}
     self.rates = {name: one.param_groups[0]["lr"] for name, one in self.optimisers.items()}
 
 
@@ -533,7 +544,8 @@ def teach_cells(self: _School) -> dict[str, Tensor]:
     for _ in range(2):
         lessons = self._batch(self.config.batch)
         with torch.no_grad():
-            seen, drawn = self.shower_critic.see(lessons.cells, lessons.outline, lessons.particle), self._drawn(lessons)
+            drawn = self._drawn(lessons)
+            seen = self.shower_critic.see(lessons.cells, lessons.outline, lessons.particle)
         loss = critic_loss(self.shower_critic.net, seen, drawn, self.random)
         self._move("shower_judge", loss)
     lessons = self._batch(self.config.batch)
@@ -590,7 +602,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     root = np.sqrt(np.linalg.eigvals(s @ t).real.clip(0)).sum()
     return float(mean + np.trace(s) + np.trace(t) - 2 * root)
 
-
+# %% ../../nbs/detector/07_training.ipynb #5b406ae6
 @patch
 def distance(self: _School) -> float:
     """Return the Fréchet distance of the averaged generator's showers from those held back."""
@@ -599,8 +611,9 @@ def distance(self: _School) -> float:
     first, *rest = self.mean._sizes()
     with torch.no_grad():
         made = self.mean.longitudinal(particle, torch.randn(len(outline.energy), first, generator=random))
-        noise = (torch.randn(len(outline.energy), size, generator=random) for size in rest)
-        drawn = self.mean.lateral.draw(made, particle, *(n.unflatten(1, (self.gan.frame.layers, -1)) for n in noise))
+        normal = (torch.randn(len(outline.energy), size, generator=random) for size in rest)
+        noise = (numbers.unflatten(1, (self.gan.frame.layers, -1)) for numbers in normal)
+        drawn = self.mean.lateral.draw(made, particle, *noise)
         seen = [self.shower_critic.see(*pair, particle).numpy() for pair in ((drawn, made), (cells, outline))]
     return frechet_distance(*seen)
 
@@ -646,11 +659,21 @@ def _train_rank(showers: str, config: TrainConfig, checkpoint: str, resume: bool
 def _train_together(cluster: "Client", workers: int, showers: Any, config: TrainConfig,
                     checkpoint: str | Path | None, resume: bool) -> None:
     if checkpoint is None or not isinstance(showers, (str, Path)):
-        raise UsageError("A training on a cluster needs showers in a file and a checkpoint: give paths that all workers see.")
+        raise UsageError("A training on a cluster needs showers in a file and a checkpoint: "
+                         "give paths that all workers see.")
     paths = str(Path(showers).absolute()), str(Path(checkpoint).absolute())
     run_group(cluster, workers, _train_rank, paths[0], config, paths[1], resume)
 
 # %% ../../nbs/detector/07_training.ipynb #8fa8a97f
+def _open_school(showers: "xr.Dataset | str | Path", config: TrainConfig) -> _School:
+    torch.manual_seed(config.seed)
+    gan = Gan.of(_calorimeter(showers))
+    lessons = learn_from(gan, showers)
+    if (n := len(lessons.outline.energy)) < 100:
+        raise UsageError(f"{n} showers are too few to learn from: give 100 at least.")
+    return _School(gan, lessons, config, make_fabric("cpu"))
+
+
 def _iterate(loop: Loop, school: _School, report: Callable[[int, float], None] | None) -> None:
     config = school.config
     with one_thread():
@@ -675,15 +698,15 @@ def train(showers: "xr.Dataset | str | Path", config: TrainConfig = TrainConfig(
     Parameters
     ----------
     showers : xarray.Dataset or path
-        Of full simulation, e-, e+ or gamma, 100 at least: as `simulate` returns them, or a file that `read_showers` reads.
+        Of full simulation, e-, e+ or gamma, 100 at least: as of `simulate`, or a file for `read_showers`.
     config : TrainConfig, optional
         How.
     checkpoint, resume : path, optional, and bool
-        File for the state of the training, written every 100 steps; whether to continue from it where it exists, to the same weights as an uninterrupted run.
+        File for the state, written every 100 steps; whether to continue from it, to the same weights.
     track : Track, optional
         Receives the metrics.
     report : callable, optional
-        Called after each examination with the number of steps and the distance; what it raises ends the training.
+        Called after each examination with steps and distance; what it raises ends the training.
     cluster, workers : dask.distributed.Client, optional, and int
         Share each batch among so many of its workers; needs files for showers and checkpoint that they see.
 
@@ -702,15 +725,10 @@ def train(showers: "xr.Dataset | str | Path", config: TrainConfig = TrainConfig(
     if cluster is not None:
         _train_together(cluster, workers, showers, config, checkpoint, resume)
         resume = True
-    torch.manual_seed(config.seed)
-    gan = Gan.of(_calorimeter(showers))
-    lessons = learn_from(gan, showers)
-    if len(lessons.outline.energy) < 100:
-        raise UsageError(f"{len(lessons.outline.energy)} showers are too few to learn from: give 100 at least.")
-    school = _School(gan, lessons, config, make_fabric("cpu"))
+    school = _open_school(showers, config)
     keep = Checkpoint(checkpoint, config=config, **school.state()) if checkpoint else None
     loop = Loop(config.steps, keep, resume=resume, track=track)
     _iterate(loop, school, report)
     chosen = school.best if school.best.distance < float("inf") else school.mean
-    gan.load_state_dict(chosen.state_dict(), strict=False)
-    return Trained(gan.eval(), loop, float(school.best.distance))
+    school.gan.load_state_dict(chosen.state_dict(), strict=False)
+    return Trained(school.gan.eval(), loop, float(school.best.distance))
