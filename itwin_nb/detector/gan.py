@@ -508,7 +508,7 @@ def _energies(self: Longitudinal, drawn: Tensor, particle: Particle) -> Tensor:
     return energy * (energy > THRESHOLD_MEV)
 
 # %% ../../nbs/detector/05_gan.ipynb #540a42ef
-_FEATURES, _PER_HALO = 14, 6
+_FEATURES, _REST = 14, 9
 
 
 def _features(outline: Outline, particle: Particle) -> Tensor:
@@ -551,19 +551,42 @@ class Lateral(nn.Module):
     ----------
     width : int
         Of the hidden layers.
-    latent : int
-        Normal numbers that all cells of a layer share.
     """
 
-    def __init__(self, width: int, latent: int):
+    def __init__(self, width: int):
         super().__init__()
-        self.latent = latent
-        self.net = mlp(_FEATURES + latent, width, width, width // 2, 4 * _WINDOW + _PER_HALO)
-        self.prior = nn.Parameter(torch.zeros(4 * _WINDOW + _PER_HALO))
+        outputs = 4 * _WINDOW + _REST
+        self.place_net = mlp(_FEATURES, 64, 64, _WINDOW)
+        self.net = mlp(_FEATURES + 2 + _WINDOW, width, width, width // 2, outputs)
+        self.place, self.prior = (nn.Parameter(torch.zeros(size)) for size in (_WINDOW, outputs))
 
 # %% ../../nbs/detector/05_gan.ipynb #fbc30759
 @patch
-def forward(self: Lateral, features: Tensor, latent: Tensor) -> Maps:
+def places(self: Lateral, features: Tensor) -> Tensor:
+    """
+    Say where the hottest cell may be.
+
+    Parameters
+    ----------
+    features : Tensor
+        What is known of layers, [..., 14].
+
+    Returns
+    -------
+    Tensor
+        Logarithm of the probabilities, up to a constant, [..., cell].
+    """
+    return self.place_net(features) + self.place
+
+# %% ../../nbs/detector/05_gan.ipynb #0da53c4a
+def _halo_maps(rest: Tensor) -> Tensor:
+    alpha, beta, median, slope, width, skew = rest.unbind(-1)
+    return torch.stack([F.softplus(alpha - 0.5) + 0.05, F.softplus(beta + 0.5) + 0.3, median, slope,
+                        F.softplus(width + 0.5), 1.5 * torch.tanh(skew)], -1)
+
+
+@patch
+def forward(self: Lateral, features: Tensor, hottest: Tensor) -> Maps:
     """
     Make the maps of layers.
 
@@ -571,22 +594,22 @@ def forward(self: Lateral, features: Tensor, latent: Tensor) -> Maps:
     ----------
     features : Tensor
         What is known of them, [..., 14].
-    latent : Tensor
-        Normal numbers, [..., latent].
+    hottest : Tensor
+        1 for the hottest cell, 0 for the others, [..., cell].
 
     Returns
     -------
     Maps
         Of each layer.
     """
-    out = self.net(torch.cat([features, latent], -1)) + self.prior
-    chance, median, width, skew, halo = out.split([_WINDOW] * 4 + [_PER_HALO], -1)
-    alpha, beta, m, slope, w, k = halo.unbind(-1)
-    halo = torch.stack([F.softplus(alpha - 0.5) + 0.05, F.softplus(beta + 0.5) + 0.3, m, slope,
-                        F.softplus(w + 0.5), 1.5 * torch.tanh(k)], -1)
-    return Maps(chance, median, F.softplus(width + 0.5), 1.5 * torch.tanh(skew), halo)
+    where = torch.stack([(hottest * _DX).sum(-1), (hottest * _DY).sum(-1)], -1)
+    out = self.net(torch.cat([features, where, hottest], -1)) + self.prior
+    chance, median, width, skew, rest = out.split([_WINDOW] * 4 + [_REST], -1)
+    shift, stretch, bend = (hottest * part for part in rest[..., 6:, None].unbind(-2))
+    width, skew = F.softplus(width + 0.5) * torch.exp(stretch), 1.5 * torch.tanh(skew + bend)
+    return Maps(chance, median + shift, width, skew, _halo_maps(rest[..., :6]))
 
-# %% ../../nbs/detector/05_gan.ipynb #0da53c4a
+# %% ../../nbs/detector/05_gan.ipynb #c2ee5aea
 @patch
 def start(self: Lateral, core: Tensor) -> None:
     """
@@ -599,8 +622,17 @@ def start(self: Lateral, core: Tensor) -> None:
     """
     hit = (core.flatten(0, -2) > 0).float()
     share = hit[hit.sum(1) > 0].mean(0).clamp(1e-4, 1 - 1e-4)
+    top = torch.bincount(core.flatten(0, -2).argmax(-1)[hit.sum(1) > 0], minlength=_WINDOW).float()
     with torch.no_grad():
         self.prior[:_WINDOW] = torch.special.ndtri(share)
+        self.place.copy_(torch.log(top / top.sum() + 1e-4))
+
+# %% ../../nbs/detector/05_gan.ipynb #5021bdd6
+def _choose(scores: Tensor, noise: Tensor, hits: Tensor) -> Tensor:
+    """Draw one cell in each layer with hits: 1 for that cell; with one normal number per layer."""
+    below = torch.cumsum(torch.softmax(scores, -1), -1) < torch.special.ndtr(noise)
+    index = below.sum(-1, keepdim=True).clamp(max=_WINDOW - 1)
+    return ((torch.arange(_WINDOW) == index) & (hits > 0)[..., None]).float()
 
 # %% ../../nbs/detector/05_gan.ipynb #7cb8e84a
 def _bar(score: Tensor, hits: Tensor) -> Tensor:
@@ -639,14 +671,11 @@ def _halo_hits(noise: Tensor, hits: Tensor, halo: Tensor) -> tuple[Tensor, Tenso
     return torch.round(r * x), torch.round(r * y), _energy(energy, median + slope * t, width, skew) * there
 
 # %% ../../nbs/detector/05_gan.ipynb #594cf50f
-@patch
-def noise_sizes(self: Lateral) -> tuple[int, int]:
-    """Return how many normal numbers a layer takes: for the network, and for cells and halo."""
-    return self.latent, 2 * _WINDOW + 3 * _SLOTS
+_NOISE = [1, _WINDOW, _WINDOW, 3 * _SLOTS]
 
-# %% ../../nbs/detector/05_gan.ipynb #79bac77d
+
 @patch
-def draw(self: Lateral, outline: Outline, particle: Particle, latent: Tensor, noise: Tensor) -> Cells:
+def draw(self: Lateral, outline: Outline, particle: Particle, noise: Tensor) -> Cells:
     """
     Draw the cells of showers.
 
@@ -656,17 +685,19 @@ def draw(self: Lateral, outline: Outline, particle: Particle, latent: Tensor, no
         What they have to add up to.
     particle : Particle
         What they come from.
-    latent, noise : Tensor
-        Normal numbers, [n, layer, ...], as many as `noise_sizes` says.
+    noise : Tensor
+        Normal numbers, [n, layer, 315].
 
     Returns
     -------
     Cells
         Of n showers.
     """
-    maps = self(_features(outline, particle), latent)
-    where, what, halo = noise.split([_WINDOW, _WINDOW, 3 * _SLOTS], -1)
-    gate = _gate(maps.chance + where, outline.core)
+    features = _features(outline, particle)
+    place, where, what, halo = noise.split(_NOISE, -1)
+    hottest = _choose(self.places(features), place, outline.core)
+    maps = self(features, hottest)
+    gate = _gate(maps.chance + where + 20 * hottest, outline.core)
     core = _energy(what, maps.median, maps.width, maps.skew) * gate
     x, y, far = _halo_hits(halo.unflatten(-1, (_SLOTS, 3)), outline.halo, maps.halo)
     there = (far > 0).float()
@@ -688,18 +719,15 @@ class Gan(nn.Module):
         Depth of each layer, in units of a cell's side.
     depth_width, cell_width : int
         Of the hidden layers of the two steps.
-    latent : int
-        Normal numbers that the cells of a layer share.
     """
 
-    def __init__(self, cells: int, depths: Sequence[float], depth_width: int = 192, cell_width: int = 128,
-                 latent: int = 8):
+    def __init__(self, cells: int, depths: Sequence[float], depth_width: int = 192, cell_width: int = 128):
         super().__init__()
         self.config = {"cells": cells, "depths": [float(depth) for depth in depths],
-                       "depth_width": depth_width, "cell_width": cell_width, "latent": latent}
+                       "depth_width": depth_width, "cell_width": cell_width}
         self.frame = Frame(cells, self.config["depths"])
         self.longitudinal = Longitudinal(len(depths), depth_width)
-        self.lateral = Lateral(cell_width, latent)
+        self.lateral = Lateral(cell_width)
 
 # %% ../../nbs/detector/05_gan.ipynb #0eadfa74
 @patch(cls_method=True)
@@ -730,16 +758,10 @@ def of(cls: Gan, calorimeter: "Calorimeter", **sizes: int) -> Gan:
     return cls(calorimeter.cells, (calorimeter.depths_mm / calorimeter.cell_mm).tolist(), **sizes)
 
 # %% ../../nbs/detector/05_gan.ipynb #bc2b0e46
-@patch
-def _sizes(self: Gan) -> list[int]:
-    per_layer = self.lateral.noise_sizes()
-    return [self.longitudinal.size, *(size * self.frame.layers for size in per_layer)]
-
-
 @patch(as_prop=True)
 def noise_size(self: Gan) -> int:
     """Return how many normal numbers a shower takes."""
-    return sum(self._sizes())
+    return self.longitudinal.size + self.frame.layers * sum(_NOISE)
 
 # %% ../../nbs/detector/05_gan.ipynb #221013bb
 @patch
@@ -760,10 +782,10 @@ def forward(self: Gan, energy: Tensor, theta: Tensor, photon: Tensor, noise: Ten
         MeV, [n, x * y * layer].
     """
     particle, row = self.frame.follow(energy, theta, photon)
-    first, latent, rest = noise.split(self._sizes(), 1)
-    outline = self.longitudinal(particle, first)
-    layers = (part.unflatten(1, (self.frame.layers, -1)) for part in (latent, rest))
-    return self.frame.image(self.lateral.draw(outline, particle, *layers), row)
+    first = self.longitudinal.size
+    outline = self.longitudinal(particle, noise[:, :first])
+    cells = self.lateral.draw(outline, particle, noise[:, first:].unflatten(1, (self.frame.layers, -1)))
+    return self.frame.image(cells, row)
 
 # %% ../../nbs/detector/05_gan.ipynb #2e6454cf
 @patch

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from ..compute.distributed import run_group
 from ..core.errors import ItwinError, UsageError
 from .gan import (
-    _DX, _DY, _REACH, _SIDE, _WINDOW, THRESHOLD_MEV, Cells, Gan, Lateral, Longitudinal, Outline, Particle,
-    Trend, _features, _relative, mlp)
+    _DX, _DY, _NOISE, _REACH, _SIDE, _WINDOW, THRESHOLD_MEV, Cells, Gan, Lateral, Longitudinal, Outline,
+    Particle, Trend, _features, _relative, mlp)
 from .geometry import Calorimeter
 from .showers import stream_showers
 from ..learn.checkpoint import Checkpoint
@@ -67,13 +67,13 @@ class TrainConfig:
         If a number is out of range.
     """
 
-    steps: int = 7000
-    likelihood: int = 6000
+    steps: int = 10500
+    likelihood: int = 10000
     outlines: int = 2
     batch: int = 64
     rate: float = 1e-3
     cell_rate: float = 2e-3
-    gentle: float = 3e-5
+    gentle: float = 1e-5
     held_back: float = 0.1
     examine: int = 250
     patience: int = 8
@@ -175,8 +175,13 @@ def mirrored(lessons: Lessons, x: bool, y: bool) -> Lessons:
     return Lessons(particle, Cells(core, cells.halo * signs), outline._replace(course=course))
 
 # %% ../../nbs/detector/07_training.ipynb #89b161cf
-def _hit_loss(chance: Tensor, core: Tensor) -> Tensor:
-    return -torch.special.log_ndtr(torch.where(core > 0, chance, -chance)).sum(-1)
+def _hottest(core: Tensor) -> Tensor:
+    return F.one_hot(core.argmax(-1), _WINDOW).float() * (core.sum(-1, keepdim=True) > 0)
+
+
+def _hit_loss(places: Tensor, chance: Tensor, core: Tensor, hottest: Tensor) -> Tensor:
+    others = torch.special.log_ndtr(torch.where(core > 0, chance, -chance)) * (1 - hottest)
+    return -(torch.log_softmax(places, -1) * hottest + others).sum(-1)
 
 
 def _distance(halo: Tensor, generator: torch.Generator) -> Tensor:
@@ -235,7 +240,8 @@ def likelihood_loss(lateral: Lateral, lessons: Lessons, generator: torch.Generat
     some = lessons.outline.core + lessons.outline.halo > 0
     features = _features(lessons.outline, lessons.particle)[some]
     core, halo = lessons.cells.core[some], lessons.cells.halo[some]
-    maps = lateral(features, features.new_zeros(len(features), lateral.latent))
+    hottest = _hottest(core)
+    maps = lateral(features, hottest)
     there, t = halo[..., 2] > 0, _distance(halo, generator)
     (i, c), (j, s) = torch.nonzero(core > 0, as_tuple=True), torch.nonzero(there, as_tuple=True)
     near = torch.stack([part[i, c] for part in maps[1:4]], 1)
@@ -243,7 +249,8 @@ def likelihood_loss(lateral: Lateral, lessons: Lessons, generator: torch.Generat
     far = torch.stack([median + slope * t[j, s], width, skew], 1)
     excess = (torch.cat([core[i, c], halo[j, s, 2]]) - THRESHOLD_MEV).clamp(min=1e-4)
     shares = _share_loss(excess, torch.cat([i, j]), torch.cat([near, far]), len(core))
-    return (_hit_loss(maps.chance, core) + _halo_loss(t, there, maps.halo) + shares).mean()
+    hits = _hit_loss(lateral.places(features), maps.chance, core, hottest)
+    return (hits + _halo_loss(t, there, maps.halo) + shares).mean()
 
 # %% ../../nbs/detector/07_training.ipynb #45835d95
 def _depth(energy: Tensor) -> tuple[Tensor, Tensor]:
@@ -532,9 +539,8 @@ def teach_likelihood(self: _School) -> dict[str, Tensor]:
 
 @patch
 def _drawn(self: _School, lessons: Lessons) -> Tensor:
-    size, layers = self.config.batch, self.gan.frame.layers
-    noise = (self._noise(size, layers, count) for count in self.gan.lateral.noise_sizes())
-    cells = self.gan.lateral.draw(lessons.outline, lessons.particle, *noise)
+    noise = self._noise(self.config.batch, self.gan.frame.layers, sum(_NOISE))
+    cells = self.gan.lateral.draw(lessons.outline, lessons.particle, noise)
     return self.shower_critic.see(cells, lessons.outline, lessons.particle)
 
 # %% ../../nbs/detector/07_training.ipynb #a0707a63
@@ -608,12 +614,11 @@ def distance(self: _School) -> float:
     """Return the Fréchet distance of the averaged generator's showers from those held back."""
     particle, cells, outline = self.test
     random = torch.Generator().manual_seed(self.config.seed + 1)
-    first, *rest = self.mean._sizes()
+    count, net = len(outline.energy), self.mean.longitudinal
     with torch.no_grad():
-        made = self.mean.longitudinal(particle, torch.randn(len(outline.energy), first, generator=random))
-        normal = (torch.randn(len(outline.energy), size, generator=random) for size in rest)
-        noise = (numbers.unflatten(1, (self.gan.frame.layers, -1)) for numbers in normal)
-        drawn = self.mean.lateral.draw(made, particle, *noise)
+        made = net(particle, torch.randn(count, net.size, generator=random))
+        noise = torch.randn(count, net.layers, sum(_NOISE), generator=random)
+        drawn = self.mean.lateral.draw(made, particle, noise)
         seen = [self.shower_critic.see(*pair, particle).numpy() for pair in ((drawn, made), (cells, outline))]
     return frechet_distance(*seen)
 
