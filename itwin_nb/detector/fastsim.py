@@ -261,7 +261,11 @@ class FastLoop(EventLoop):
         What decides at the face.
     taken : list of Taken
         Particles of this event that the generator takes over.
+    block_gev : float
+        Energy of the events of a block, GeV: 25 showers of 100 GeV, or more that have less.
     """
+
+    block_gev: float = 2600.0
 
     def __init__(self, calorimeter: Calorimeter, physics: str, folder: str, model: str,
                  threshold_gev: float) -> None:
@@ -269,6 +273,8 @@ class FastLoop(EventLoop):
         scope = self.generator.scope
         self.trigger = Trigger(scope, Geometry(calorimeter, scope.theta_deg), threshold_gev)
         super().__init__(calorimeter, physics, folder)
+        first = scope.energy_gev[0], math.radians(sum(scope.theta_deg) / 2), scope.pdg[0]
+        self.block(0, Beam(*np.repeat(np.array([first]).T, 4 * BATCH, axis=1)), 0)
 
     def construct(self) -> None:
         """Add the stepping action to the face."""

@@ -462,8 +462,13 @@ def ask(self: _Worker, first: int, beam: Beam, seed: int, advice: str) -> dict:
 _BLOCK_GEV = 200.0
 
 # %% ../../nbs/detector/02_geant4.ipynb #647e9f79
-def _cuts(energy: np.ndarray) -> list[tuple[int, int]]:
-    block = (np.cumsum(energy + 1.0) / _BLOCK_GEV).astype(int)
+def _block_gev(target: str) -> float:
+    module, name = target.split(":")
+    return getattr(getattr(import_module(module), name), "block_gev", _BLOCK_GEV)
+
+
+def _cuts(energy: np.ndarray, block_gev: float = _BLOCK_GEV) -> list[tuple[int, int]]:
+    block = (np.cumsum(energy + 1.0) / block_gev).astype(int)
     edges = [0, *(np.flatnonzero(np.diff(block)) + 1), len(energy)]
     return [(int(a), int(b)) for a, b in zip(edges, edges[1:])]
 
@@ -583,12 +588,11 @@ def _advice(blocks: str | Path | None) -> str:
 
 # %% ../../nbs/detector/02_geant4.ipynb #f4f32916
 def _run(
-    start: Callable[[], _Worker], beam: Beam, seed: int, store: _Store | None, workers: int, cluster: Any,
-    progress: bool,
+    start: Callable[[], _Worker], cuts: list, beam: Beam, seed: int, store: _Store | None, workers: int,
+    cluster: Any, progress: bool,
 ) -> Iterator[tuple[int, int, dict]]:
     from tqdm.auto import tqdm
 
-    cuts = _cuts(beam.energy)
     todo = {first for first, _ in cuts if not (store and store.path(first).exists())}
     advice, keep = _advice(store and store.folder), store.save if store else lambda first, block: None
     hired = _hired(start, len(todo), workers, cluster)
@@ -644,7 +648,8 @@ def event_blocks(
     job = origin(calorimeter, beam, seed, target, options)
     store, arguments = _Store(blocks, job) if blocks else None, options or {}
     start = partial(_Worker, target, calorimeter=calorimeter, physics=job["physics"], **arguments)
-    yield from _run(start, beam, seed, store, workers, cluster, progress)
+    cuts = _cuts(beam.energy, _block_gev(target))
+    yield from _run(start, cuts, beam, seed, store, workers, cluster, progress)
 
 # %% ../../nbs/detector/02_geant4.ipynb #7d5e288f
 def origin(
