@@ -276,12 +276,14 @@ class FastLoop(EventLoop):
         first = scope.energy_gev[0], math.radians(sum(scope.theta_deg) / 2), scope.pdg[0]
         self.block(0, Beam(*np.repeat(np.array([first]).T, 4 * BATCH, axis=1)), 0)
 
-    def construct(self) -> None:
-        """Add the stepping action to the face."""
-        volume = self.g4.G4LogicalVolumeStore.GetInstance().GetVolume("face")
-        self._region, self._action = self.g4.G4Region("face"), _face(self)
-        self._region.AddRootLogicalVolume(volume)
-        self._region.SetRegionalSteppingAction(self._action)
+# %% ../../nbs/detector/12_fastsim.ipynb #8328aa22
+@patch
+def construct(self: FastLoop) -> None:
+    """Add the stepping action to the face."""
+    volume = self.g4.G4LogicalVolumeStore.GetInstance().GetVolume("face")
+    self._region, self._action = self.g4.G4Region("face"), _face(self)
+    self._region.AddRootLogicalVolume(volume)
+    self._region.SetRegionalSteppingAction(self._action)
 
 # %% ../../nbs/detector/12_fastsim.ipynb #cc5211c3
 @patch
@@ -340,6 +342,7 @@ def _record(full: list[Hits], fast: list[Hits]) -> dict[str, np.ndarray]:
     return {"event": event, "cell": cell.astype(np.int32), "mev": mev.astype(np.float32), "fast": kinds}
 
 # %% ../../nbs/detector/12_fastsim.ipynb #bf82d8db
+_FAST = "itwin_nb.detector.fastsim:FastLoop"
 _UNITS = {"showers": {}, "taken": {"units": "GeV"}, "lost": {"units": "MeV"}}
 
 
@@ -368,16 +371,14 @@ def simulate_fast(calorimeter: Calorimeter, beam: Beam, seed: int = 0, model: An
 
     Parameters
     ----------
-    calorimeter : Calorimeter
-        That the generator learned; matter may stand before it.
-    beam : Beam
-        Particles.
+    calorimeter, beam : Calorimeter and Beam
+        The one that the generator learned, before which matter may stand; and the particles.
     seed : int
         Seed of all random streams.
     model : str, Path or Generator
         Name or folder of the generator.
     workers : int
-        Number of processes; the result doesn't depend on it.
+        Number of processes, on which the result doesn't depend.
     progress : bool
         Show a progress bar.
     threshold_gev : float
@@ -391,22 +392,18 @@ def simulate_fast(calorimeter: Calorimeter, beam: Beam, seed: int = 0, model: An
 
     Raises
     ------
-    InputError
-        If there is no such generator, it's damaged, or it learned another calorimeter.
-    UsageError
-        If the calorimeter has polar cells, or the particles can't be simulated here.
     ItwinError
-        If a worker died.
+        If there is no such generator, it's damaged, or it learned another calorimeter; if the cells are
+        polar; if the particles can't be simulated here, or a worker died.
     """
     generator = Generator.load(model)
     generator.check(calorimeter)
     Geometry(calorimeter, generator.scope.theta_deg)
-    job = dict(target="itwin_nb.detector.fastsim:FastLoop",
-               options={"model": str(generator.folder.resolve()), "threshold_gev": float(threshold_gev)})
-    known = origin(calorimeter, beam, seed, **job)
+    options = {"model": str(generator.folder.resolve()), "threshold_gev": float(threshold_gev)}
+    known = origin(calorimeter, beam, seed, _FAST, options)
     attrs = {name: known[name] for name in ("physics", "seed", "geant4", "provenance")}
     attrs |= {"engine": "fast", "model": generator.folder.name, "cpu_seconds": 0.0}
-    data, job = _empty(calorimeter, beam, attrs), job | {"workers": workers, "progress": progress}
-    for first, stop, block in event_blocks(calorimeter, beam, seed, **job):
+    data, run = _empty(calorimeter, beam, attrs), (calorimeter, beam, seed, workers, _FAST, options)
+    for first, stop, block in event_blocks(*run, progress=progress):
         _add(data, first, stop, block)
     return data

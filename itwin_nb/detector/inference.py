@@ -374,7 +374,7 @@ def differences(self: Generator, calorimeter: Calorimeter) -> list[str]:
     return [f"{name} {learned[name]}, not {value}" for name, value in asked.items()
             if not name.startswith(("name", "upstream")) and value != learned[name]]
 
-
+# %% ../../nbs/detector/11_onnx.ipynb #e17c353f
 @patch
 def check(self: Generator, calorimeter: Calorimeter) -> None:
     """
