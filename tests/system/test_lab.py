@@ -17,6 +17,7 @@ TOURS = [  # name, number of the slider that a plot follows, whether it follows 
     ("lattice", 0, True),
     pytest.param("radio", 0, False, marks=pytest.mark.slow),
     pytest.param("radio_live", 1, True, marks=pytest.mark.slow),
+    pytest.param("detector", 0, True, marks=pytest.mark.slow),
 ]
 START, RUN, FOLLOW = 120, 240, 120  # seconds for the server, for all cells, for a plot after a widget moved
 QUIET = ["news_url=None", "check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
