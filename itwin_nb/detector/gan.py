@@ -177,8 +177,8 @@ def image(self: Frame, cells: Cells, row: Tensor) -> Tensor:
     inside = (x >= 0) & (x < self.cells) & (y >= 0) & (y < self.cells)
     index = (x * self.cells + y) * self.layers + torch.arange(self.layers)[:, None]
     index, energy = torch.where(inside, index, 0).flatten(1), (energy * inside).flatten(1)
-    empty = energy.new_zeros(energy.shape[0], self.cells**2 * self.layers)
-    return empty.scatter_add(1, index, energy)
+    empty, which = energy.new_zeros(energy.shape[0], self.cells**2 * self.layers), torch.arange(energy.shape[0])
+    return empty.index_put((which[:, None].expand_as(index), index), energy, accumulate=True)
 
 # %% ../../nbs/detector/05_gan.ipynb #493590c8
 class Outline(NamedTuple):
@@ -579,10 +579,14 @@ def places(self: Lateral, features: Tensor) -> Tensor:
     return self.place_net(features) + self.place
 
 # %% ../../nbs/detector/05_gan.ipynb #0da53c4a
+def _softplus(x: Tensor) -> Tensor:
+    return torch.log(1 + torch.exp(x.clamp(max=20)))
+
+
 def _halo_maps(rest: Tensor) -> Tensor:
     alpha, beta, median, slope, width, skew = rest.unbind(-1)
-    return torch.stack([F.softplus(alpha - 0.5) + 0.05, F.softplus(beta + 0.5) + 0.3, median, slope,
-                        F.softplus(width + 0.5), 1.5 * torch.tanh(skew)], -1)
+    return torch.stack([_softplus(alpha - 0.5) + 0.05, _softplus(beta + 0.5) + 0.3, median, slope,
+                        _softplus(width + 0.5), 1.5 * torch.tanh(skew)], -1)
 
 
 @patch
@@ -606,7 +610,7 @@ def forward(self: Lateral, features: Tensor, hottest: Tensor) -> Maps:
     out = self.net(torch.cat([features, where, hottest], -1)) + self.prior
     chance, median, width, skew, rest = out.split([_WINDOW] * 4 + [_REST], -1)
     shift, stretch, bend = (hottest * part for part in rest[..., 6:, None].unbind(-2))
-    width, skew = F.softplus(width + 0.5) * torch.exp(stretch), 1.5 * torch.tanh(skew + bend)
+    width, skew = _softplus(width + 0.5) * torch.exp(stretch), 1.5 * torch.tanh(skew + bend)
     return Maps(chance, median + shift, width, skew, _halo_maps(rest[..., :6]))
 
 # %% ../../nbs/detector/05_gan.ipynb #c2ee5aea
@@ -636,8 +640,8 @@ def _choose(scores: Tensor, noise: Tensor, hits: Tensor) -> Tensor:
 
 # %% ../../nbs/detector/05_gan.ipynb #7cb8e84a
 def _bar(score: Tensor, hits: Tensor) -> Tensor:
-    bar, step = torch.zeros_like(hits), 6.0
-    for _ in range(13):
+    bar, step = torch.zeros_like(hits), 3.0
+    for _ in range(11):
         step /= 2
         bar = torch.where((score > bar[..., None]).float().sum(-1) > hits, bar + step, bar - step)
     return bar + step
@@ -656,7 +660,9 @@ def _gate(score: Tensor, hits: Tensor) -> Tensor:
 
 # %% ../../nbs/detector/05_gan.ipynb #b26eab01
 def _energy(noise: Tensor, median: Tensor, width: Tensor, skew: Tensor) -> Tensor:
-    return torch.exp((median + width * torch.sinh(torch.asinh(noise) + skew)).clamp(max=5))
+    up, down = torch.exp(skew) / 2, torch.exp(-skew) / 2
+    bent = (up + down) * noise + (up - down) * torch.sqrt(1 + noise**2)  # sinh(arcsinh(noise) + skew)
+    return torch.exp((median + width * bent).clamp(max=5))
 
 
 def _halo_hits(noise: Tensor, hits: Tensor, halo: Tensor) -> tuple[Tensor, Tensor, Tensor]:
