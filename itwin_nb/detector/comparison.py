@@ -293,7 +293,7 @@ def _union(one: Scope, other: Scope) -> Scope:
     particles = dict.fromkeys(one.particles + other.particles)
     return Scope(widest("energy_gev"), widest("theta_deg"), tuple(particles))
 
-# %% ../../nbs/detector/13_comparison.ipynb #580d620e
+# %% ../../nbs/detector/13_comparison.ipynb #be25e1ff
 def advise(request: Request, generator: Generator, metrics: Mapping[str, Mapping[str, Any]] | None = None,
            showers: int = 10_000) -> Advice:
     """
@@ -329,7 +329,7 @@ def advise(request: Request, generator: Generator, metrics: Mapping[str, Mapping
              Step("detector_compare", again | {"out": "compare", "model": "gan/model"}))
     return Advice(True, (*outside, *missed), steps, bare)
 
-
+# %% ../../nbs/detector/13_comparison.ipynb #580d620e
 def _model(generator: Generator) -> str:
     name, shipped = generator.folder.name, find_models("itwin_nb.detector")
     return name if name in shipped else str(generator.folder.resolve())

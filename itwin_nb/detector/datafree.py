@@ -83,6 +83,13 @@ PDG: dict[str, int] = {
 DATAFREE: str = "datafree-em"
 _ELECTROMAGNETIC = {11, -11, 22}
 
+# %% ../../nbs/detector/01_datafree.ipynb #c33c8edc
+def _refuse(heavy: list[int], missing: list[str]) -> None:
+    names = ", ".join(name for name, code in PDG.items() if code in heavy)
+    cure = f"install Geant4's data sets ({', '.join(missing)}) and set GEANT4_DATA_DIR to their folder"
+    cure = cure if missing else f"choose a reference list instead of {DATAFREE!r}"
+    raise UsageError(f"Without data sets, Geant4 simulates e-, e+ and gamma only, not {names}: {cure}.")
+
 # %% ../../nbs/detector/01_datafree.ipynb #fb7fc697
 def choose_physics(physics: str, pdg: Iterable[int]) -> str:
     """
@@ -111,10 +118,7 @@ def choose_physics(physics: str, pdg: Iterable[int]) -> str:
         return physics
     heavy = sorted({int(code) for code in pdg} - _ELECTROMAGNETIC)
     if heavy:
-        names = ", ".join(name for name, code in PDG.items() if code in heavy)
-        cure = f"install Geant4's data sets ({', '.join(missing)}) and set GEANT4_DATA_DIR to their folder"
-        cure = cure if missing else f"choose a reference list instead of {DATAFREE!r}"
-        raise UsageError(f"Without data sets, Geant4 simulates e-, e+ and gamma only, not {names}: {cure}.")
+        _refuse(heavy, missing)
     return DATAFREE
 
 # %% ../../nbs/detector/01_datafree.ipynb #c4c9d352

@@ -228,7 +228,7 @@ def _features() -> nn.Module:
     first = [_convolution(1, 16, _KERNEL, padding="same"), nn.LeakyReLU(), nn.Dropout(0.2)]
     return nn.Sequential(*first, *_block(16, 1), *_block(8, 1), *_block(8, 0), nn.AvgPool3d(2), nn.Flatten())
 
-# %% ../../nbs/detector/06_gan3d.ipynb #426b13d2
+# %% ../../nbs/detector/06_gan3d.ipynb #0fef1143
 class Discriminator3d(nn.Module):
     """
     Tell generated showers from simulated ones.
@@ -245,23 +245,25 @@ class Discriminator3d(nn.Module):
         self.features = _features()
         self.real, self.energy = nn.Linear(size, 1), nn.Linear(size, 1)
 
-    def forward(self, image: Tensor) -> Verdict:
-        """
-        Judge showers.
+# %% ../../nbs/detector/06_gan3d.ipynb #426b13d2
+@patch
+def forward(self: Discriminator3d, image: Tensor) -> Verdict:
+    """
+    Judge showers.
 
-        Parameters
-        ----------
-        image : Tensor
-            [n, 1, x, y, z], in MeV^0.85.
+    Parameters
+    ----------
+    image : Tensor
+        [n, 1, x, y, z], in MeV^0.85.
 
-        Returns
-        -------
-        Verdict
-            Of each.
-        """
-        seen, cells = self.features(image), _as_mev(image)
-        visible = cells.sum((1, 2, 3))[:, None]
-        return Verdict(self.real(seen), self.energy(seen), measured_angle(cells), visible)
+    Returns
+    -------
+    Verdict
+        Of each.
+    """
+    seen, cells = self.features(image), _as_mev(image)
+    visible = cells.sum((1, 2, 3))[:, None]
+    return Verdict(self.real(seen), self.energy(seen), measured_angle(cells), visible)
 
 # %% ../../nbs/detector/06_gan3d.ipynb #2663e094
 WEIGHTS, FLIPPED = (3.0, 0.1, 25.0, 0.1), 0.05

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Beam', 'beam', 'as_dataset', 'EventLoop', 'event_blocks', 'origin', 'simulate_blocks', 'simulate']
 
-# %% ../../nbs/detector/02_geant4.ipynb #a719675b
+# %% ../../nbs/detector/02_geant4.ipynb #2e6e1d9a
 import hashlib
 import json
 import multiprocessing
@@ -38,6 +38,7 @@ from ..core.files import atomic_path, make_folder, plain, read_json, write_json
 from .datafree import DATAFREE, PDG, check_wheel, choose_physics, load_geant4, physics_list
 from .geometry import Calorimeter
 
+# %% ../../nbs/detector/02_geant4.ipynb #a719675b
 if TYPE_CHECKING:
     import xarray as xr
 

@@ -36,6 +36,14 @@ if TYPE_CHECKING:
     from dask.distributed import Client
 
 # %% ../../nbs/detector/07_training.ipynb #e4b769e4
+def _check(config: "TrainConfig") -> None:
+    counts = config.outlines, config.batch, config.examine, config.patience
+    shares = config.rate, config.cell_rate, config.gentle, config.held_back
+    if min(config.steps, config.likelihood) < 0 or min(counts) < 1 or not all(0 < x < 1 for x in shares):
+        raise UsageError(f"{config} can't be trained: give counts of at least 1, "
+                         "and rates and held_back between 0 and 1.")
+
+# %% ../../nbs/detector/07_training.ipynb #d84eefe8
 @dataclass(frozen=True)
 class TrainConfig:
     """
@@ -80,11 +88,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = self.outlines, self.batch, self.examine, self.patience
-        shares = self.rate, self.cell_rate, self.gentle, self.held_back
-        if min(self.steps, self.likelihood) < 0 or min(counts) < 1 or not all(0 < x < 1 for x in shares):
-            raise UsageError(f"{self} can't be trained: give counts of at least 1, "
-                             "and rates and held_back between 0 and 1.")
+        _check(self)
 
 # %% ../../nbs/detector/07_training.ipynb #79123697
 class Lessons(NamedTuple):

@@ -573,6 +573,20 @@ def _draw_panel(top: "Axes", bottom: "Axes", name: str, found: Mapping, label: s
     elif not curve.log:
         bottom.locator_params(axis="x", nbins=5)
 
+# %% ../../nbs/detector/10_validation.ipynb #e93b9bf0
+def _panels(curves: dict, names: tuple[str, ...], label: str) -> "Figure":
+    import matplotlib.pyplot as plt
+
+    across = min(3, len(names))
+    figure = plt.figure(figsize=(3.1 * across, 2.8 * -(-len(names) // across)), dpi=60, layout="constrained")
+    cells = figure.add_gridspec(-(-len(names) // across), across)
+    for cell, name in zip(cells, names, strict=False):
+        top, bottom = cell.subgridspec(2, 1, height_ratios=(3, 1), hspace=0.0).subplots(sharex=True)
+        _draw_panel(top, bottom, name, curves[name], label)
+    figure.axes[0].legend()
+    plt.close(figure)
+    return figure
+
 # %% ../../nbs/detector/10_validation.ipynb #6e1c1914
 @patch
 def plot(self: Validation, *names: str, label: str = "test") -> "Figure":
@@ -596,20 +610,10 @@ def plot(self: Validation, *names: str, label: str = "test") -> "Figure":
     UsageError
         If there's no curve of that name.
     """
-    import matplotlib.pyplot as plt
-
     names = names or _PANELS
     if unknown := [name for name in names if name not in self.curves]:
         raise UsageError(f"There's no curve {unknown[0]!r}; choose from {', '.join(self.curves)}.")
-    across = min(3, len(names))
-    figure = plt.figure(figsize=(3.1 * across, 2.8 * -(-len(names) // across)), dpi=60, layout="constrained")
-    cells = figure.add_gridspec(-(-len(names) // across), across)
-    for cell, name in zip(cells, names, strict=False):
-        top, bottom = cell.subgridspec(2, 1, height_ratios=(3, 1), hspace=0.0).subplots(sharex=True)
-        _draw_panel(top, bottom, name, self.curves[name], label)
-    figure.axes[0].legend()
-    plt.close(figure)
-    return figure
+    return _panels(self.curves, names, label)
 
 # %% ../../nbs/detector/10_validation.ipynb #0d7a254b
 _PAGE = """<!DOCTYPE html>
@@ -642,6 +646,19 @@ def _page(self: Validation, label: str, figures: list[Path]) -> str:
     title = html.escape(f"{label} against Geant4")
     return _PAGE.format(title=title, said=html.escape(said), tables="".join(tables), figures=pictures)
 
+# %% ../../nbs/detector/10_validation.ipynb #96f4a97d
+@patch
+def _write_figures(self: Validation, folder: Path, label: str) -> list[Path]:
+    import matplotlib
+
+    figures = [folder / f"{name}.png" for name in self.curves]
+    with matplotlib.rc_context():
+        style()
+        for name, figure in zip(self.curves, figures, strict=True):
+            with atomic_path(figure) as temporary:
+                self.plot(name, label=label).savefig(temporary, dpi=110)
+    return figures
+
 # %% ../../nbs/detector/10_validation.ipynb #2c4793ac
 @patch
 def write(self: Validation, folder: str | Path, label: str = "test") -> Path:
@@ -665,15 +682,8 @@ def write(self: Validation, folder: str | Path, label: str = "test") -> Path:
     OutputError
         If they can't be written.
     """
-    import matplotlib
-
-    folder, figures = make_folder(folder), []
-    with matplotlib.rc_context():
-        style()
-        for name in self.curves:
-            figures.append(folder / f"{name}.png")
-            with atomic_path(figures[-1]) as temporary:
-                self.plot(name, label=label).savefig(temporary, dpi=110)
+    folder = make_folder(folder)
+    figures = self._write_figures(folder, label)
     events = {name: seen.sizes["event"] for name, seen in self.samples.items()}
     kept = {"metrics": self.metrics, "goals": GOALS, "curves": self.curves, "seed": self.seed}
     write_json(folder / "metrics.json", kept | {"events": events})
