@@ -177,7 +177,8 @@ def image(self: Frame, cells: Cells, row: Tensor) -> Tensor:
     inside = (x >= 0) & (x < self.cells) & (y >= 0) & (y < self.cells)
     index = (x * self.cells + y) * self.layers + torch.arange(self.layers)[:, None]
     index, energy = torch.where(inside, index, 0).flatten(1), (energy * inside).flatten(1)
-    empty, which = energy.new_zeros(energy.shape[0], self.cells**2 * self.layers), torch.arange(energy.shape[0])
+    empty = energy.new_zeros(energy.shape[0], self.cells**2 * self.layers)
+    which = torch.arange(energy.shape[0])
     return empty.index_put((which[:, None].expand_as(index), index), energy, accumulate=True)
 
 # %% ../../nbs/detector/05_gan.ipynb #493590c8
