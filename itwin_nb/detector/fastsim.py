@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..core.errors import UsageError
 from .geant4 import Beam, EventLoop, as_dataset, event_blocks, origin
 from .geometry import Calorimeter
-from .inference import BATCH, Generator, Scope
+from .inference import BATCH, MARGIN, Generator, Scope
 
 # %% ../../nbs/detector/12_fastsim.ipynb #8b74a0a2
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Geometry:
     @cached_property
     def _angles(self) -> tuple[float, float]:
         low, high = (math.radians(angle) for angle in self.theta_deg)
-        return low * (1 - 1e-6), high * (1 + 1e-6)
+        return low * (1 - MARGIN), high * (1 + MARGIN)
 
 # %% ../../nbs/detector/12_fastsim.ipynb #c5399799
 @patch
@@ -137,7 +137,8 @@ class Trigger:
     @cached_property
     def _limits(self) -> dict[int, tuple[float, float]]:
         low, high = self.scope.energy_gev
-        return dict.fromkeys(self.scope.pdg, (max(low * (1 - 1e-6), self.threshold_gev), high * (1 + 1e-6)))
+        limits = max(low * (1 - MARGIN), self.threshold_gev), high * (1 + MARGIN)
+        return dict.fromkeys(self.scope.pdg, limits)
 
     def __call__(self, pdg: int, energy: float, position: Sequence[float],
                  direction: Sequence[float]) -> Placement | None:

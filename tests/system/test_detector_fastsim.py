@@ -148,13 +148,19 @@ def test_wrong_calorimeters(model):
 
 def test_what_was_not_learned_stays_in_full_simulation(model):
     """Bit by bit the events of Geant4, particle by particle."""
-    energy, theta = np.array([0.99, 50.1, 10, 10, 2.0]), np.array([90, 90, 59.9, 120.1, 90])
+    energy, theta = np.array([0.99, 50.1, 10, 10, 2.0]), np.array([90, 90, 59.8, 120.2, 90])
     particle = np.array(["e-", "e-", "e-", "e-", "gamma"])
     job = dict(particle=particle, energy=energy, theta=theta)
     fast = simulate(CALORIMETER, 5, **job, model=model, **FAST)
     assert not fast.showers.any() and not fast.fast.any() and not fast.taken.any()
     full = simulate(CALORIMETER, 5, **job, **FAST | {"engine": "geant4"})
     assert np.array_equal(fast.ECAL, full.ECAL) and fast.ECAL.sum() > 0
+
+
+def test_the_edges_are_taken_over(model):
+    """A particle that was shot at an edge is a little beyond it at the face, after a millimetre of air."""
+    energy, theta = np.tile([1.0, 50.0, 10.0, 10.0], 10), np.tile([90.0, 90.0, 60.0, 120.0], 10)
+    assert (simulate(CALORIMETER, 40, energy=energy, theta=theta, model=model, **FAST).showers == 1).all()
 
 
 def test_threshold(model):
