@@ -151,6 +151,8 @@ def learn_from(gan: Gan, showers: "xr.Dataset | str | Path") -> Lessons:
     Lessons
         Of each shower.
     """
+    first = next(iter(_blocks(showers)))
+    gan.frame.align(first.ECAL, 1 / np.tan(first.theta))
     seen = [gan.look(block) for block in _blocks(showers)]
     return Lessons(*(type(parts[0])(*map(torch.cat, zip(*parts))) for parts in zip(*seen)))
 
@@ -195,20 +197,18 @@ def _distance(halo: Tensor, generator: torch.Generator) -> Tensor:
     return torch.log(edge.clamp(min=1.0001))
 
 
-def _halo_loss(t: Tensor, there: Tensor, maps: Tensor) -> Tensor:
-    alpha, beta = maps[..., :1], maps[..., 1:2]
-    z = torch.log(t / alpha) / beta
-    return torch.where(there, torch.exp(2 * z) / 2 - z + torch.log(beta), 0.0).sum(-1)
-
-# %% ../../nbs/detector/07_training.ipynb #2bdae649
-_SCALES = torch.linspace(-1.8, 1.8, 13)
-
-
 def _log_density(y: Tensor, median: Tensor, width: Tensor, skew: Tensor) -> Tensor:
     """Logarithm of the sinh-arcsinh density, up to a constant"""
     u = (y - median) / width
     q = torch.asinh(u) - skew
     return -torch.sinh(q) ** 2 / 2 + torch.log(torch.cosh(q)) - torch.log1p(u * u) / 2 - torch.log(width)
+
+
+def _halo_loss(t: Tensor, there: Tensor, maps: Tensor) -> Tensor:
+    return -torch.where(there, _log_density(torch.log(t), *maps[..., :3].split(1, -1)), 0.0).sum(-1)
+
+# %% ../../nbs/detector/07_training.ipynb #2bdae649
+_SCALES = torch.linspace(-1.8, 1.8, 13)
 
 # %% ../../nbs/detector/07_training.ipynb #bc075188
 def _share_loss(excess: Tensor, layer: Tensor, shape: Tensor, layers: int) -> Tensor:
@@ -249,7 +249,7 @@ def likelihood_loss(lateral: Lateral, lessons: Lessons, generator: torch.Generat
     there, t = halo[..., 2] > 0, _distance(halo, generator)
     (i, c), (j, s) = torch.nonzero(core > 0, as_tuple=True), torch.nonzero(there, as_tuple=True)
     near = torch.stack([part[i, c] for part in maps[1:4]], 1)
-    _, _, median, slope, width, skew = maps.halo[j].unbind(1)
+    median, width, skew, slope = maps.halo[j, 3:].unbind(1)
     far = torch.stack([median + slope * t[j, s], width, skew], 1)
     excess = (torch.cat([core[i, c], halo[j, s, 2]]) - THRESHOLD_MEV).clamp(min=1e-4)
     shares = _share_loss(excess, torch.cat([i, j]), torch.cat([near, far]), len(core))
@@ -325,11 +325,6 @@ def _moments(cells: Cells, particle: Particle) -> tuple[Tensor, Tensor, Tensor]:
 def _root(square: Tensor) -> Tensor:
     return torch.sqrt(square.clamp(min=0) + 0.02)
 
-
-def _seen_hits(cells: Cells) -> Tensor:
-    energies = torch.cat([cells.core, cells.halo[..., 2]], -1)
-    return torch.sqrt(torch.sigmoid((energies - 0.1) / 0.015).sum(-1) + 0.1)
-
 # %% ../../nbs/detector/07_training.ipynb #da7f7170
 def _whole(cells: Cells, energy: Tensor, centre: Tensor, width: Tensor, particle: Particle) -> Tensor:
     share = (energy / energy.sum(1, keepdim=True))[..., None]
@@ -344,8 +339,7 @@ def _whole(cells: Cells, energy: Tensor, centre: Tensor, width: Tensor, particle
 def _shower_view(cells: Cells, outline: Outline, particle: Particle) -> tuple[Tensor, Tensor]:
     energy, centre, width = _moments(cells, particle)
     hottest = cells.core.amax(-1) / energy.clamp(min=1e-3)
-    hits = _seen_hits(cells) - torch.sqrt(outline.core + outline.halo + 0.1)
-    layers = torch.cat([centre, _root(width), torch.stack([hottest, hits], -1)], -1) * (energy > 0)[..., None]
+    layers = torch.cat([centre, _root(width), hottest[..., None]], -1) * (energy > 0)[..., None]
     return layers.flatten(1), _whole(cells, energy, centre, width, particle)
 
 # %% ../../nbs/detector/07_training.ipynb #4d88ea38
@@ -364,7 +358,7 @@ class ShowerCritic(nn.Module):
     def __init__(self, longitudinal: Longitudinal, width: int = 256):
         super().__init__()
         self.known, self.whole = copy.deepcopy(longitudinal).requires_grad_(False), Trend(10, 0.003)
-        size = 6 * longitudinal.layers
+        size = 5 * longitudinal.layers
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
         self.net = mlp(size + 10 + longitudinal.size + 3, width, width, width, 1)
