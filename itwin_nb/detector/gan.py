@@ -302,9 +302,9 @@ def fit(self: Trend, values: Tensor, particle: Particle) -> None:
         Of each.
     """
     basis = _basis(particle)
-    self.mean = torch.linalg.lstsq(basis, values, driver="gelsd").solution
+    self.mean = torch.linalg.lstsq(basis, values, driver="gelsd").solution.clone()
     size = (values - basis @ self.mean).abs() * math.sqrt(math.pi / 2)
-    self.spread = torch.linalg.lstsq(basis[:, :_SMOOTH], size, driver="gelsd").solution
+    self.spread = torch.linalg.lstsq(basis[:, :_SMOOTH], size, driver="gelsd").solution.clone()
 
 # %% ../../nbs/detector/05_gan.ipynb #815383a7
 @patch

@@ -15,7 +15,7 @@ ANGLES = (60.0, 120.0)
 
 
 def geant4(n, energy, seed, workers=1):
-    return observe(simulate_blocks(CLIC, n, "e-", energy, ANGLES, seed=seed, workers=workers))
+    return observe(simulate_blocks(CLIC, n, energy=energy, theta=ANGLES, seed=seed, workers=workers))
 
 
 def same_by(generator, seen, seed=0):
@@ -53,7 +53,7 @@ def test_from_nothing_with_an_energy_left_out(tmp_path):
     """Train without showers of 10 to 15 GeV: in all, the goals are met; where it hasn't seen any, within 1.5 times."""
 
     def learned():
-        for block in simulate_blocks(CLIC, 10_000, "e-", (1.0, 50.0), ANGLES, seed=1, workers=2):
+        for block in simulate_blocks(CLIC, 10_000, energy=(1.0, 50.0), theta=ANGLES, seed=1, workers=2):
             yield block.isel(event=np.flatnonzero((block.energy.values < 10) | (block.energy.values > 15)))
 
     trained = train(to_hdf5(learned(), tmp_path / "showers.h5"))
