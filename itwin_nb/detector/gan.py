@@ -653,7 +653,8 @@ class Maps(NamedTuple):
     chance, median, width, skew : Tensor
         Of each cell of the window, [..., cell].
     halo : Tensor
-        Median, width, skewness of ln ln(r / r0); the same of the energy, and its slope with ln(r / r0), [..., 7].
+        Median, width, skewness of ln ln(r / r0); the same of the energy, and its slope with ln(r / r0),
+        [..., 7].
     """
 
     chance: Tensor
@@ -705,8 +706,8 @@ def _softplus(x: Tensor) -> Tensor:
 
 def _halo_maps(rest: Tensor) -> Tensor:
     far, wide, bent, median, width, skew, slope = rest.unbind(-1)
-    return torch.stack([far - 2, _softplus(wide + 0.5), 1.5 * torch.tanh(bent), median, _softplus(width + 0.5),
-                        1.5 * torch.tanh(skew), slope], -1)
+    return torch.stack([far - 2, _softplus(wide + 0.5), 1.5 * torch.tanh(bent), median,
+                        _softplus(width + 0.5), 1.5 * torch.tanh(skew), slope], -1)
 
 
 @patch
