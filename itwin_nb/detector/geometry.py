@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import UsageError
-from ..core.files import atomic_path, plain
+from ..core.files import atomic_path, plain, read_json
 
 # %% ../../nbs/detector/00_geometry.ipynb #0e1433c8
 RADIATION_LENGTHS_MM: dict[str, float] = {
@@ -104,6 +104,13 @@ _PRESETS = {
 }
 
 # %% ../../nbs/detector/00_geometry.ipynb #9231da59
+def _from_json(cls: type, path: str) -> "Calorimeter":
+    try:
+        return cls(**read_json(path))
+    except TypeError as error:
+        raise UsageError(f"{path} doesn't describe a calorimeter: give a file with its fields.") from error
+
+
 @patch(cls_method=True)
 def preset(cls: Calorimeter, name: str) -> "Calorimeter":
     """
@@ -112,7 +119,7 @@ def preset(cls: Calorimeter, name: str) -> "Calorimeter":
     Parameters
     ----------
     name : str
-        ``"clic51"``, ``"clic25"`` or ``"calochallenge2"``.
+        ``"clic51"``, ``"clic25"`` or ``"calochallenge2"``, or a JSON file of one, as `write_json` keeps it.
 
     Returns
     -------
@@ -122,8 +129,12 @@ def preset(cls: Calorimeter, name: str) -> "Calorimeter":
     Raises
     ------
     UsageError
-        If there's none of that name.
+        If there's none of that name, or the file holds something else.
+    InputError
+        If the file is missing or isn't JSON.
     """
+    if name.endswith(".json"):
+        return _from_json(cls, name)
     if name not in _PRESETS:
         raise UsageError(f"There's no calorimeter {name!r}; choose from {', '.join(_PRESETS)}.")
     return cls(name=name, **_PRESETS[name])
