@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRESHOLD_MEV', 'Particle', 'Cells', 'Frame', 'Outline', 'outline', 'Trend', 'CoreTrend', 'HaloTrend', 'mlp',
-           'Longitudinal', 'Maps', 'Lateral', 'Gan']
+           'Longitudinal', 'Maps', 'CellNet', 'Lateral', 'Gan']
 
 # %% ../../nbs/detector/05_gan.ipynb #13f62783
 import math
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,9 +31,10 @@ THRESHOLD_MEV = 0.1
 _REACH = 5  # cells of the window on each side of the axis
 _SIDE = 2 * _REACH + 1
 _WINDOW = _SIDE**2
-_SLOTS = 24  # hits of a halo
+_SLOTS = 24  # cells of a halo in one layer
 _DX = torch.arange(_WINDOW) // _SIDE - _REACH
 _DY = torch.arange(_WINDOW) % _SIDE - _REACH
+_AXES = torch.stack([torch.ones(_WINDOW), _DX, _DY], 1)
 
 # %% ../../nbs/detector/05_gan.ipynb #dccac36f
 class Particle(NamedTuple):
@@ -65,7 +68,7 @@ class Cells(NamedTuple):
     core : Tensor
         Energies in the window, MeV, [n, layer, cell].
     halo : Tensor
-        Hits outside of it: cells from the axis' cell along x and y, and energy in MeV, [n, layer, slot, 3].
+        Cells outside of it: cells from the axis' cell along x and y, and energy in MeV, [n, layer, slot, 3].
     """
 
     core: Tensor
@@ -130,22 +133,33 @@ def align(self: Frame, images: Any, cot: Any) -> None:
     self.bend = torch.tensor(bend.clip(0.5, 1.5), dtype=torch.float32)
 
 # %% ../../nbs/detector/05_gan.ipynb #2fb251f9
-def _halo(where: np.ndarray, hits: np.ndarray, rows: int) -> np.ndarray:
-    """Sort hits [hit, 3] into the slots of the rows in which they are."""
-    order = np.argsort(where, kind="stable")
-    where, hits = where[order], hits[order]
-    slot = np.arange(len(where)) - np.searchsorted(where, where)
-    halo, fits = np.zeros((rows, _SLOTS, 3), np.float32), slot < _SLOTS
-    halo[where[fits], slot[fits]] = hits[fits]
+_TOUCHING = np.array([(1, -1), (0, 1), (1, 0), (1, 1)])
+
+
+def _tracks(where: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Number the groups of cells that touch each other, in the rows in which they are."""
+    key = (where.astype(np.int64) << 20) + (x << 10) + y
+    order, pairs = np.argsort(key), []
+    for dx, dy in _TOUCHING:
+        beside = order[np.searchsorted(key, key + (dx << 10) + dy, sorter=order).clip(max=len(key) - 1)]
+        one = np.flatnonzero(key[beside] == key + (dx << 10) + dy)
+        pairs.append((one, beside[one]))
+    i, j = np.concatenate(pairs, 1)
+    return connected_components(coo_matrix((np.ones(len(i)), (i, j)), (len(key),) * 2))[1]
+
+
+def _halo(where: np.ndarray, cells: np.ndarray, rows: int) -> np.ndarray:
+    """Sort cells [cell, 3] into the slots of the rows in which they are, track by track."""
+    halo = np.zeros((rows, _SLOTS, 3), np.float32)
+    if len(where):
+        x, y = cells[:, :2].astype(int).T
+        order = np.lexsort([y, x, _tracks(where, x, y), where])
+        where, cells = where[order], cells[order]
+        slot = np.arange(len(where)) - np.searchsorted(where, where)
+        halo[where[slot < _SLOTS], slot[slot < _SLOTS]] = cells[slot < _SLOTS]
     return halo
 
 # %% ../../nbs/detector/05_gan.ipynb #5df7032e
-def _hits(images: Any) -> tuple[np.ndarray, ...]:
-    flat = np.asarray(images, np.float32)
-    found = np.nonzero(flat > THRESHOLD_MEV)
-    return *found, flat[found]
-
-# %% ../../nbs/detector/05_gan.ipynb #c2319bf6
 @patch
 def cut(self: Frame, images: Any, row: np.ndarray) -> Cells:
     """
@@ -161,9 +175,11 @@ def cut(self: Frame, images: Any, row: np.ndarray) -> Cells:
     Returns
     -------
     Cells
-        With all hits, but those of a halo beyond its slots.
+        With all cells, but those of a halo beyond its slots.
     """
-    event, x, y, layer, energy = _hits(images)
+    images = np.asarray(images, np.float32)
+    event, x, y, layer = found = np.nonzero(images > 0)
+    energy = images[found]
     dx, dy = x - self.middle, y - self.middle - row.astype(int)[event, layer]
     inside, where = (abs(dx) <= _REACH) & (abs(dy) <= _REACH), event * self.layers + layer
     core = np.zeros((row.size, _WINDOW), np.float32)
@@ -191,10 +207,10 @@ def image(self: Frame, cells: Cells, row: Tensor) -> Tensor:
     """
     dx = torch.cat([_DX.expand_as(cells.core), cells.halo[..., 0].long()], -1)
     dy = torch.cat([_DY.expand_as(cells.core), cells.halo[..., 1].long()], -1)
-    x, y = dx + self.middle, dy + (row.long() + self.middle)[..., None]
-    energy = torch.cat([cells.core, cells.halo[..., 2]], -1)
-    inside = (x >= 0) & (x < self.cells) & (y >= 0) & (y < self.cells)
-    index = (x * self.cells + y) * self.layers + torch.arange(self.layers)[:, None]
+    y, energy = dy + row.long()[..., None], torch.cat([cells.core, cells.halo[..., 2]], -1)
+    inside = torch.maximum(dx.abs(), y.abs()) <= self.middle
+    centre = self.middle * (self.cells + 1) * self.layers + torch.arange(self.layers)
+    index = (dx * self.cells + y) * self.layers + centre[:, None]
     index, energy = torch.where(inside, index, 0).flatten(1), (energy * inside).flatten(1)
     empty = energy.new_zeros(energy.shape[0], self.cells**2 * self.layers)
     which = torch.arange(energy.shape[0])
@@ -210,9 +226,10 @@ class Outline(NamedTuple):
     energy : Tensor
         MeV, [n, layer].
     core, halo : Tensor
-        Number of hits, [n, layer].
+        Number of hits in the window, and of cells outside of it, [n, layer].
     course : Tensor
-        Position and slope along x, then along y, of the core; cells, and cells per 10 layers, [n, 4].
+        Position and slope along x, then along y, of the energy in the window; cells, and cells per 10
+        layers, [n, 4].
     """
 
     energy: Tensor
@@ -226,7 +243,7 @@ def _line(energy: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     k = _relative(energy.shape[1])
     s0, s1, s2 = energy.sum(1), (energy * k).sum(1), (energy * k * k).sum(1)
     m0, m1 = moment.sum(1), (moment * k).sum(1)
-    determinant = s0 * s2 - s1**2 + 1e-3 * s0**2
+    determinant = s0 * s2 - s1**2 + 1e-3 * s0**2 + 1e-6
     return (s2 * m0 - s1 * m1) / determinant, (s0 * m1 - s1 * m0) / determinant
 
 
@@ -234,7 +251,7 @@ def _relative(layers: int) -> Tensor:
     return (torch.arange(layers) - layers / 3) / 10
 
 # %% ../../nbs/detector/05_gan.ipynb #104b2ed6
-def outline(cells: Cells, particle: Particle, visible: Tensor | None = None) -> Outline:
+def outline(cells: Cells, particle: Particle) -> Outline:
     """
     Read off the outline of showers.
 
@@ -244,21 +261,17 @@ def outline(cells: Cells, particle: Particle, visible: Tensor | None = None) -> 
         Their deposits.
     particle : Particle
         What they come from.
-    visible : Tensor, optional
-        Energy in each layer, below the threshold as well, MeV, [n, layer]; by default what the cells hold.
 
     Returns
     -------
     Outline
         Of each shower.
     """
-    core, (dx, dy, halo) = cells.core, cells.halo.unbind(-1)
-    energy = core.sum(-1) + halo.sum(-1)
-    x = (core * _DX).sum(-1) + (halo * dx).sum(-1)
-    y = (core * _DY).sum(-1) + (halo * dy).sum(-1) - particle.offset * energy
-    hits = [(part > 0).sum(-1).float() for part in (core, halo)]
-    course = torch.stack([*_line(energy, x), *_line(energy, y)], 1)
-    return Outline(energy if visible is None else visible * (energy > 0), *hits, course)
+    core, halo = cells.core, cells.halo[..., 2]
+    near, x, y = (core @ _AXES).unbind(-1)
+    course = torch.stack([*_line(near, x), *_line(near, y - particle.offset * near)], 1)
+    hits = (core > THRESHOLD_MEV).sum(-1).float(), (halo > 0).sum(-1).float()
+    return Outline(near + halo.sum(-1), *hits, course)
 
 # %% ../../nbs/detector/05_gan.ipynb #a899b82f
 def _basis(particle: Particle) -> Tensor:
@@ -370,7 +383,7 @@ def forward(self: CoreTrend, energy: Tensor, particle: Particle) -> Tensor:
 @patch
 def fit(self: CoreTrend, outline: Outline, particle: Particle) -> None:
     """
-    Find both by linear regression, over layers with energy.
+    Find both by linear regression, over layers above the threshold.
 
     Parameters
     ----------
@@ -379,7 +392,8 @@ def fit(self: CoreTrend, outline: Outline, particle: Particle) -> None:
     particle : Particle
         Of each.
     """
-    basis, some, roots = _hit_basis(outline.energy, particle), outline.energy > 0, torch.sqrt(outline.core)
+    basis, roots = _hit_basis(outline.energy, particle), torch.sqrt(outline.core)
+    some = outline.energy > THRESHOLD_MEV
     for k in range(len(self.spread)):
         a, b = basis[some[:, k], k], roots[some[:, k], k, None]
         self.mean[k] = torch.linalg.lstsq(a, b, driver="gelsd").solution[:, 0]
@@ -388,7 +402,7 @@ def fit(self: CoreTrend, outline: Outline, particle: Particle) -> None:
 # %% ../../nbs/detector/05_gan.ipynb #148babdf
 class HaloTrend(nn.Module):
     """
-    Know the distribution of the number of hits in the halo, given a layer's energy.
+    Know the distribution of the number of cells in the halo, given a layer's energy.
 
     Parameters
     ----------
@@ -434,7 +448,7 @@ def _poisson(basis: Tensor, counts: Tensor) -> Tensor:
 @patch
 def fit(self: HaloTrend, outline: Outline, particle: Particle) -> None:
     """
-    Find means and scatter, over layers with energy.
+    Find means and scatter, over layers above the threshold.
 
     Parameters
     ----------
@@ -443,7 +457,7 @@ def fit(self: HaloTrend, outline: Outline, particle: Particle) -> None:
     particle : Particle
         Of each.
     """
-    basis, some = _hit_basis(outline.energy, particle).double(), outline.energy > 0
+    basis, some = _hit_basis(outline.energy, particle).double(), outline.energy > THRESHOLD_MEV
     for k in range(len(self.scatter)):
         a, b = basis[some[:, k], k], outline.halo[some[:, k], k].double()
         self.mean[k] = _poisson(a, b).float() if len(b) else 0.0
@@ -546,13 +560,14 @@ def residuals(self: Longitudinal, outline: Outline, particle: Particle) -> Tenso
     Returns
     -------
     Tensor
-        Energies, hits in core and halo of each layer, course, [n, 3 * layers + 5].
+        Energies, hits in the core and cells in the halo of each layer, course, [n, 3 * layers + 5].
     """
     (mean, spread), (middle, size) = self.shares(particle), self.course(particle)
     energies = (_roots(outline.energy, particle) - mean) / spread
     core = (torch.sqrt(outline.core + 1e-4) - self.core(outline.energy, particle)) / self.core.spread
     rate, scatter = self.halo(outline.energy, particle)
-    hits = torch.stack([core, (outline.halo - rate) / scatter], 2) * (outline.energy > 0)[..., None]
+    some = (outline.energy > THRESHOLD_MEV)[..., None]
+    hits = torch.stack([core, (outline.halo - rate) / scatter], 2) * some
     return torch.cat([energies, hits.flatten(1), (outline.course - middle) / size], 1)
 
 # %% ../../nbs/detector/05_gan.ipynb #e7126f85
@@ -585,7 +600,7 @@ def _whole(roots: Tensor) -> Tensor:
 def _possible(core: Tensor, halo: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     most = torch.floor(energy / THRESHOLD_MEV)
     halo = torch.minimum(halo.clamp(max=_SLOTS), most)
-    core = torch.maximum(core, ((energy > 0) & (halo < 1)).float())
+    core = torch.maximum(core, ((most > 0) & (halo < 1)).float())
     return torch.minimum(core.clamp(max=_WINDOW), most - halo), halo
 
 # %% ../../nbs/detector/05_gan.ipynb #fdc889ef
@@ -625,10 +640,10 @@ def _energies(self: Longitudinal, drawn: Tensor, particle: Particle) -> Tensor:
     roots = mean + spread * drawn
     shares = torch.relu(roots[:, 1:]) ** 2
     energy = torch.exp(roots[:, :1] + particle.log_energy) * 20 * shares / shares.sum(1, keepdim=True)
-    return energy * (energy > THRESHOLD_MEV)
+    return energy * (energy > THRESHOLD_MEV / 2)
 
 # %% ../../nbs/detector/05_gan.ipynb #540a42ef
-_FEATURES, _REST = 14, 10
+_FEATURES, _REST = 14, 15
 
 
 def _features(outline: Outline, particle: Particle) -> Tensor:
@@ -652,18 +667,75 @@ class Maps(NamedTuple):
     ----------
     chance, median, width, skew : Tensor
         Of each cell of the window, [..., cell].
-    halo : Tensor
-        Median, width, skewness of ln ln(r / r0); the same of the energy, and its slope with ln(r / r0),
-        [..., 7].
+    faint : Tensor
+        How far below zero cells are still faint, [..., 1].
+    far, glow : tuple of Tensor
+        Of cells of the halo: median, width, skewness of ln ln(r / r0), and of the energy; each [..., 1].
+    slope : Tensor
+        Of the energy's median with ln(r / r0), [..., 1].
+    drift : tuple of Tensor
+        How much more of the halo lies along x and along y than opposite, -0.6 to 0.6; each [..., 1].
+    beside, dim : Tensor
+        Probabilities that a cell of the halo lies beside the one before, and that it's faint, [..., 1].
     """
 
     chance: Tensor
     median: Tensor
     width: Tensor
     skew: Tensor
-    halo: Tensor
+    faint: Tensor
+    far: tuple[Tensor, ...]
+    glow: tuple[Tensor, ...]
+    slope: Tensor
+    drift: tuple[Tensor, ...]
+    beside: Tensor
+    dim: Tensor
 
 # %% ../../nbs/detector/05_gan.ipynb #b62ad489
+_PLACES = F.pad(_AXES[:, 1:], (0, 0, 0, 1))
+
+
+class CellNet(nn.Module):
+    """
+    Turn what is known of layers, and cells that were chosen, into numbers.
+
+    Parameters
+    ----------
+    cells : int
+        How many were chosen in each layer.
+    *sizes : int
+        Hidden layers and outputs.
+    """
+
+    def __init__(self, cells: int, *sizes: int):
+        super().__init__()
+        self.known = nn.Linear(_FEATURES + 2 * cells, sizes[0])
+        self.rows = nn.ModuleList(nn.Embedding(_WINDOW + 1, sizes[0]) for _ in range(cells))
+        self.net = mlp(*sizes)
+        for table in self.rows:
+            nn.init.zeros_(table.weight)
+
+    def forward(self, features: Tensor, *chosen: Tensor) -> Tensor:
+        """
+        Compute the outputs.
+
+        Parameters
+        ----------
+        features : Tensor
+            What is known, [..., 14].
+        *chosen : Tensor
+            Numbers of the cells, 121 for none, [...].
+
+        Returns
+        -------
+        Tensor
+            [..., output].
+        """
+        hidden = self.known(torch.cat([features, *(_PLACES[cell] for cell in chosen)], -1))
+        hidden = sum((table(cell) for table, cell in zip(self.rows, chosen)), hidden)
+        return self.net(F.leaky_relu(hidden, 0.2))
+
+# %% ../../nbs/detector/05_gan.ipynb #fbc30759
 class Lateral(nn.Module):
     """
     Draw cells for outlines, layer by layer.
@@ -677,41 +749,47 @@ class Lateral(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         outputs = 4 * _WINDOW + _REST
-        self.place_net = mlp(_FEATURES, 64, 64, _WINDOW)
-        self.net = mlp(_FEATURES + 2 + _WINDOW, width, width, width // 2, outputs)
-        self.place, self.prior = (nn.Parameter(torch.zeros(size)) for size in (_WINDOW, outputs))
+        self.first_net, self.second_net = (CellNet(chosen, 64, 64, _WINDOW) for chosen in (0, 1))
+        self.net = CellNet(2, width, width, width // 2, outputs)
 
-# %% ../../nbs/detector/05_gan.ipynb #fbc30759
+# %% ../../nbs/detector/05_gan.ipynb #0da53c4a
+def _one(cell: Tensor) -> Tensor:
+    """1 for the chosen cell, 0 for the others, [..., cell]"""
+    return (torch.arange(_WINDOW) == cell[..., None]).float()
+
+
 @patch
-def places(self: Lateral, features: Tensor) -> Tensor:
+def places(self: Lateral, features: Tensor, hottest: Tensor | None = None) -> Tensor:
     """
-    Say where the hottest cell may be.
+    Say where the hottest cell may be, or the second after it.
 
     Parameters
     ----------
     features : Tensor
         What is known of layers, [..., 14].
+    hottest : Tensor, optional
+        Number of the hottest cell, [...].
 
     Returns
     -------
     Tensor
         Logarithm of the probabilities, up to a constant, [..., cell].
     """
-    return self.place_net(features) + self.place
+    if hottest is None:
+        return self.first_net(features)
+    return self.second_net(features, hottest) - 30 * _one(hottest)
 
-# %% ../../nbs/detector/05_gan.ipynb #0da53c4a
+# %% ../../nbs/detector/05_gan.ipynb #c2ee5aea
 def _softplus(x: Tensor) -> Tensor:
     return torch.log(1 + torch.exp(x.clamp(max=20)))
 
 
-def _halo_maps(rest: Tensor) -> Tensor:
-    far, wide, bent, median, width, skew, slope = rest.unbind(-1)
-    return torch.stack([far - 2, _softplus(wide + 0.5), 1.5 * torch.tanh(bent), median,
-                        _softplus(width + 0.5), 1.5 * torch.tanh(skew), slope], -1)
+def _shape(median: Tensor, width: Tensor, skew: Tensor) -> tuple[Tensor, ...]:
+    return median, _softplus(width + 0.5), 1.5 * torch.tanh(skew)
 
 
 @patch
-def forward(self: Lateral, features: Tensor, hottest: Tensor) -> Maps:
+def forward(self: Lateral, features: Tensor, hottest: Tensor, second: Tensor) -> Maps:
     """
     Make the maps of layers.
 
@@ -719,58 +797,59 @@ def forward(self: Lateral, features: Tensor, hottest: Tensor) -> Maps:
     ----------
     features : Tensor
         What is known of them, [..., 14].
-    hottest : Tensor
-        1 for the hottest cell, 0 for the others, [..., cell].
+    hottest, second : Tensor
+        Numbers of the two cells with most energy, 121 for none, [...].
 
     Returns
     -------
     Maps
         Of each layer.
     """
-    where = torch.stack([(hottest * _DX).sum(-1), (hottest * _DY).sum(-1)], -1)
-    out = self.net(torch.cat([features, where, hottest], -1)) + self.prior
-    chance, median, width, skew, rest = out.split([_WINDOW] * 4 + [_REST], -1)
-    shift, stretch, bend = (hottest * part for part in rest[..., 7:, None].unbind(-2))
-    width, skew = _softplus(width + 0.5) * torch.exp(stretch), 1.5 * torch.tanh(skew + bend)
-    return Maps(chance, median + shift, width, skew, _halo_maps(rest[..., :7]))
+    out = self.net(features, hottest, second).split([_WINDOW] * 4 + [1] * _REST, -1)
+    (chance, median, width, skew), (faint, shift, stretch, bend), rest = out[:4], out[4:8], out[8:]
+    top = _one(hottest)
+    median, width, skew = _shape(median + top * shift, width, skew + top * bend)
+    return Maps(chance, median, width * torch.exp(top * stretch), skew, _softplus(faint - 1),
+                _shape(rest[0] - 2, *rest[1:3]), _shape(*rest[3:6]), rest[6],
+                tuple(0.6 * torch.tanh(part) for part in rest[7:9]),
+                *(torch.sigmoid(part - 1) for part in rest[9:]))
 
-# %% ../../nbs/detector/05_gan.ipynb #c2ee5aea
+# %% ../../nbs/detector/05_gan.ipynb #bb438672
 @patch
 def start(self: Lateral, core: Tensor) -> None:
     """
-    Start from the mean chance of each cell.
+    Start from the mean chances of each cell.
 
     Parameters
     ----------
     core : Tensor
         Windows to learn from, [..., cell].
     """
-    hit = (core.flatten(0, -2) > 0).float()
-    share = hit[hit.sum(1) > 0].mean(0).clamp(1e-4, 1 - 1e-4)
-    top = torch.bincount(core.flatten(0, -2).argmax(-1)[hit.sum(1) > 0], minlength=_WINDOW).float()
+    hit = (core.flatten(0, -2) > THRESHOLD_MEV).float()
+    some = hit.sum(1) > 0
+    top = torch.bincount(core.flatten(0, -2).argmax(-1)[some], minlength=_WINDOW).float()
     with torch.no_grad():
-        self.prior[:_WINDOW] = torch.special.ndtri(share)
-        self.place.copy_(torch.log(top / top.sum() + 1e-4))
+        self.net.net[-1].bias[:_WINDOW] = torch.special.ndtri(hit[some].mean(0).clamp(1e-4, 1 - 1e-4))
+        for net in (self.first_net, self.second_net):
+            net.net[-1].bias.copy_(torch.log(top / top.sum() + 1e-4))
 
 # %% ../../nbs/detector/05_gan.ipynb #5021bdd6
-def _choose(scores: Tensor, noise: Tensor, hits: Tensor) -> Tensor:
-    """Draw one cell in each layer with hits: 1 for that cell; with one normal number per layer."""
-    below = torch.cumsum(torch.softmax(scores, -1), -1) < torch.special.ndtr(noise)
-    index = below.sum(-1, keepdim=True).clamp(max=_WINDOW - 1)
-    return ((torch.arange(_WINDOW) == index) & (hits > 0)[..., None]).float()
+def _choose(scores: Tensor, noise: Tensor, some: Tensor) -> Tensor:
+    """Draw one cell in some layers, none in others; with one normal number per layer."""
+    below = torch.cumsum(torch.softmax(scores, -1), -1) < torch.special.ndtr(noise)[..., None]
+    return torch.where(some, below.sum(-1).clamp(max=_WINDOW - 1), _WINDOW)
 
 # %% ../../nbs/detector/05_gan.ipynb #7cb8e84a
 def _bar(score: Tensor, hits: Tensor) -> Tensor:
     bar, step = torch.zeros_like(hits), 3.0
     for _ in range(11):
         step /= 2
-        bar = torch.where((score > bar[..., None]).float().sum(-1) > hits, bar + step, bar - step)
+        bar = torch.where((score > bar).float().sum(-1, keepdim=True) > hits, bar + step, bar - step)
     return bar + step
 
 
-def _gate(score: Tensor, hits: Tensor) -> Tensor:
-    """1 for the cells that are hit; its gradient is that of a smooth step"""
-    bar, some = _bar(score.detach(), hits)[..., None], (hits > 0)[..., None]
+def _gate(score: Tensor, bar: Tensor, some: Tensor) -> Tensor:
+    """1 for the cells that are hit, in some layers; its gradient is that of a smooth step"""
     hard = ((score > bar) & some).float()
     if not score.requires_grad:
         return hard
@@ -786,19 +865,73 @@ def _energy(noise: Tensor, median: Tensor, width: Tensor, skew: Tensor) -> Tenso
     return torch.exp((median + width * bent).clamp(max=5))
 
 
-def _halo_hits(noise: Tensor, hits: Tensor, halo: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw displacements along x and y, in cells, and energies on any scale."""
-    *where, median, width, skew, slope = halo[..., None, :].unbind(-1)
-    far, angle, energy = noise.unbind(-1)
-    t = _energy(far, *where).clamp(max=2.2)
-    phi = math.pi * torch.erf(angle / math.sqrt(2))
-    x, y = torch.cos(phi), torch.sin(phi)
-    r = (_REACH + 0.5) * torch.exp(t) / torch.maximum(x.abs(), y.abs())
-    there = torch.arange(_SLOTS) < hits[..., None]
-    return torch.round(r * x), torch.round(r * y), _energy(energy, median + slope * t, width, skew) * there
+def _core(maps: Maps, above: Tensor, what: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw what cells hold above the threshold, on any scale, and below it, in MeV"""
+    some, bar = hits > 0, _bar(above.detach(), hits)
+    gate = _gate(above, bar, some)
+    faint = ((above + maps.faint) / (bar + maps.faint).clamp(min=0.01)).clamp(0.0, 1.0) * (1 - gate) * some
+    return _energy(what, maps.median, maps.width, maps.skew) * gate, THRESHOLD_MEV * (gate + faint)
 
 # %% ../../nbs/detector/05_gan.ipynb #594cf50f
-_NOISE = [1, _WINDOW, _WINDOW, 3 * _SLOTS]
+def _add_up(start: Tensor, step: Tensor, beside: Tensor) -> Tensor:
+    """Places [..., 2, slot] of which some are starts, and the others one step from the place before"""
+    track = torch.cumsum(1 - beside, -1)
+    same = torch.triu((track[..., None] == track[..., None, :]).float())
+    return torch.where(beside[..., None, :] > 0, step, start) @ same
+
+
+def _halo_places(noise: Tensor, maps: Maps, beside: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw displacements in cells [..., 2, slot], and the logarithm of the distance"""
+    far, angle = noise.unbind(-2)
+    t = _energy(far, *maps.far).clamp(max=2.2)
+    phi = math.pi * torch.erf(angle / math.sqrt(2))
+    phi = phi - maps.drift[0] * torch.sin(phi) + maps.drift[1] * torch.cos(phi)
+    way = torch.stack([torch.cos(phi), torch.sin(phi)], -2)
+    start = ((_REACH + 0.5) * torch.exp(t) / way.abs().amax(-2))[..., None, :] * way
+    place = _add_up(torch.round(start), torch.round(0.9 * way), beside)
+    outside = ((_REACH + 1) / place.abs().amax(-2).clamp(min=1)).clamp(min=1)
+    return torch.round(place * outside[..., None, :]), t
+
+# %% ../../nbs/detector/05_gan.ipynb #193ae952
+def _decide(uniform: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """1 with some chance, and a uniform number that knows nothing of it"""
+    yes = uniform < chance
+    left = torch.where(yes, uniform / chance, (uniform - chance) / (1 - chance))
+    return yes.float(), left
+
+
+def _halo_cells(noise: Tensor, maps: Maps, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw places, what cells hold above the threshold, on any scale, and below it, in MeV"""
+    slot = torch.arange(_SLOTS)
+    beside, left = _decide(torch.special.ndtr(noise[..., 2, :]), maps.beside)
+    dim, _ = _decide(left, maps.dim)
+    place, t = _halo_places(noise[..., :2, :], maps, beside * (slot > 0))
+    there, energy = (slot < count[..., None]).float(), noise[..., 3, :]
+    median, width, skew = maps.glow
+    above = _energy(energy, median + maps.slope * t, width, skew) * (1 - dim) * there
+    return place, above, THRESHOLD_MEV * there * torch.where(dim > 0, torch.special.ndtr(energy), 1.0)
+
+# %% ../../nbs/detector/05_gan.ipynb #1841cc88
+_MOMENTS = torch.cat([_AXES, _AXES[:, 1:] ** 2], 1)
+
+
+def _lean(core: Tensor, low: Tensor, course: Tensor, offset: Tensor) -> Tensor:
+    """Tilt energies in windows such that together with low they follow the course"""
+    s, x, y, xx, yy = (core @ _MOMENTS).unbind(-1)
+    rest, rest_x, rest_y = (low @ _AXES).unbind(-1)
+    total, safe, k = s + rest, s.clamp(min=1e-3), _relative(core.shape[1])
+    tilts = []
+    for first, second, here, line in ((x, xx, x + rest_x, course[:, :2]),
+                                      (y, yy, y + rest_y - offset * total, course[:, 2:])):
+        wanted = total * (line[:, :1] + line[:, 1:] * k)
+        at, slope = _line((second - first**2 / safe).clamp(min=0), wanted - here)
+        tilts.append(at[:, None] + slope[:, None] * k)
+    factor = torch.stack([1 - (tilts[0] * x + tilts[1] * y) / safe, *tilts], -1) @ _AXES.T
+    leant = core * factor.clamp(0.2, 5.0)
+    return leant * (s / leant.sum(-1).clamp(min=1e-3))[..., None]
+
+# %% ../../nbs/detector/05_gan.ipynb #df5b2b6b
+_NOISE = [2, _WINDOW, _WINDOW, 4 * _SLOTS]
 
 
 @patch
@@ -813,7 +946,7 @@ def draw(self: Lateral, outline: Outline, particle: Particle, noise: Tensor) -> 
     particle : Particle
         What they come from.
     noise : Tensor
-        Normal numbers, [n, layer, 315].
+        Normal numbers, [n, layer, 340].
 
     Returns
     -------
@@ -822,16 +955,17 @@ def draw(self: Lateral, outline: Outline, particle: Particle, noise: Tensor) -> 
     """
     features = _features(outline, particle)
     place, where, what, halo = noise.split(_NOISE, -1)
-    hottest = _choose(self.places(features), place, outline.core)
-    maps = self(features, hottest)
-    gate = _gate(maps.chance + where + 20 * hottest, outline.core)
-    core = _energy(what, maps.median, maps.width, maps.skew) * gate
-    x, y, far = _halo_hits(halo.unflatten(-1, (_SLOTS, 3)), outline.halo, maps.halo)
-    there = (far > 0).float()
-    excess = (outline.energy - THRESHOLD_MEV * (gate.sum(-1) + there.sum(-1))).clamp(min=0)
-    scale = (excess / (core.sum(-1) + far.sum(-1) + 1e-6))[..., None]
-    halo = torch.stack([x, y, far * scale + THRESHOLD_MEV * there], -1)
-    return Cells(core * scale + THRESHOLD_MEV * gate, halo)
+    alone = (outline.core + outline.halo < 1) & (outline.energy > 0)
+    hottest = _choose(self.places(features), place[..., 0], (outline.core > 0) | alone)
+    second = _choose(self.places(features, hottest), place[..., 1], outline.core > 1)
+    maps, top = self(features, hottest, second), _one(hottest)
+    core, low = _core(maps, maps.chance + where + 20 * (top + _one(second)), what, outline.core[..., None])
+    far, far_above, far_low = _halo_cells(halo.unflatten(-1, (4, _SLOTS)), maps, outline.halo)
+    excess = (outline.energy - low.sum(-1) - far_low.sum(-1)).clamp(min=0)
+    scale = (excess / (core.sum(-1) + far_above.sum(-1) + 1e-6))[..., None]
+    core = _lean(core * scale, low, outline.course, particle.offset) + low
+    core = core + (outline.energy * alone)[..., None] * top
+    return Cells(core, torch.stack([*far.unbind(-2), far_above * scale + far_low], -1))
 
 # %% ../../nbs/detector/05_gan.ipynb #0c40a66c
 class Gan(nn.Module):
@@ -941,8 +1075,7 @@ def look(self: Gan, showers: "xr.Dataset") -> tuple[Particle, Cells, Outline]:
     columns = showers.energy.values, showers.theta.values, showers.pdg.values == 22
     particle, row = self.frame.follow(*(torch.tensor(c, dtype=torch.float32)[:, None] for c in columns))
     cells = self.frame.cut(showers.ECAL, row.numpy())
-    visible = torch.from_numpy(showers.ECAL.sum(("x", "y")).values)
-    return particle, cells, outline(cells, particle, visible)
+    return particle, cells, outline(cells, particle)
 
 # %% ../../nbs/detector/05_gan.ipynb #f3193fee
 @patch

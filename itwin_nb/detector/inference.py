@@ -333,28 +333,6 @@ def generate(self: Generator, energy: Any, theta: Any, pdg: Any = 11, seed: Any 
         self._fill(cells[at], self._feed(energy[at], theta[at], pdg[at], keys[at]))
     return cells
 
-# %% ../../nbs/detector/11_onnx.ipynb #48327ab4
-@patch
-def accepts(self: Generator, pdg: Any, energy: Any, theta: Any) -> np.ndarray:
-    """
-    Say which particles the generator has learned.
-
-    Parameters
-    ----------
-    pdg : int or ndarray of int [n]
-        Codes of the particle data group.
-    energy : float or ndarray [n]
-        Kinetic energies, GeV.
-    theta : float or ndarray [n]
-        Polar angles, rad.
-
-    Returns
-    -------
-    ndarray of bool [n]
-        Whether it has.
-    """
-    return self.scope.accepts(pdg, energy, theta)
-
 # %% ../../nbs/detector/11_onnx.ipynb #53c2f981
 @patch
 def differences(self: Generator, calorimeter: Calorimeter) -> list[str]:

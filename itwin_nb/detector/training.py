@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from ..compute.distributed import run_group
 from ..core.errors import ItwinError, UsageError
 from .gan import (
-    _DX, _DY, _NOISE, _REACH, _SIDE, _WINDOW, THRESHOLD_MEV, Cells, Gan, Lateral, Longitudinal, Outline,
-    Particle, Trend, _features, _relative, mlp)
+    _DX, _DY, _NOISE, _REACH, _SIDE, _WINDOW, THRESHOLD_MEV, Cells, Gan, Lateral, Longitudinal, Maps,
+    Outline, Particle, Trend, _features, _one, _relative, mlp)
 from .geometry import Calorimeter
 from .showers import stream_showers
 from ..learn.checkpoint import Checkpoint
@@ -182,12 +182,20 @@ def mirrored(lessons: Lessons, x: bool, y: bool) -> Lessons:
 
 # %% ../../nbs/detector/07_training.ipynb #89b161cf
 def _hottest(core: Tensor) -> Tensor:
-    return F.one_hot(core.argmax(-1), _WINDOW).float() * (core.sum(-1, keepdim=True) > 0)
+    return torch.where(core.sum(-1) > 0, core.argmax(-1), _WINDOW)
 
 
-def _hit_loss(places: Tensor, chance: Tensor, core: Tensor, hottest: Tensor) -> Tensor:
-    others = torch.special.log_ndtr(torch.where(core > 0, chance, -chance)) * (1 - hottest)
-    return -(torch.log_softmax(places, -1) * hottest + others).sum(-1)
+def _place_loss(scores: Tensor, cell: Tensor) -> Tensor:
+    return -(torch.log_softmax(scores, -1) * _one(cell)).sum(-1)
+
+
+def _hit_loss(maps: Maps, core: Tensor, others: Tensor) -> Tensor:
+    hit, far = core > THRESHOLD_MEV, maps.chance + maps.faint
+    each = torch.special.log_ndtr(torch.where(hit, maps.chance, -far)) * others
+    i, c = torch.nonzero((core > 0) & ~hit & (others > 0), as_tuple=True)
+    up, down = torch.special.log_ndtr(far[i, c]), torch.special.log_ndtr(maps.chance[i, c])
+    faint = up + torch.log1p(-torch.exp(down - up).clamp(max=0.9999)) - each[i, c]
+    return -each.sum(-1).index_add(0, i, faint)
 
 
 def _distance(halo: Tensor, generator: torch.Generator) -> Tensor:
@@ -204,8 +212,15 @@ def _log_density(y: Tensor, median: Tensor, width: Tensor, skew: Tensor) -> Tens
     return -torch.sinh(q) ** 2 / 2 + torch.log(torch.cosh(q)) - torch.log1p(u * u) / 2 - torch.log(width)
 
 
-def _halo_loss(t: Tensor, there: Tensor, maps: Tensor) -> Tensor:
-    return -torch.where(there, _log_density(torch.log(t), *maps[..., :3].split(1, -1)), 0.0).sum(-1)
+def _halo_loss(halo: Tensor, t: Tensor, maps: Maps) -> Tensor:
+    there, dim = halo[..., 2] > 0, halo[..., 2] <= THRESHOLD_MEV
+    beside = F.pad((halo[:, 1:, :2] - halo[:, :-1, :2]).abs().amax(-1) <= 1, (1, 0))
+    way = halo[..., :2] / torch.linalg.vector_norm(halo[..., :2], dim=-1, keepdim=True).clamp(min=1)
+    drift = torch.log1p((way * torch.cat(maps.drift, -1)[:, None]).sum(-1))
+    far = torch.where(beside, 0.0, _log_density(torch.log(t), *maps.far) + drift)
+    follows = torch.log(torch.where(beside, maps.beside, 1 - maps.beside)) * (torch.arange(len(halo[0])) > 0)
+    each = far + follows + torch.log(torch.where(dim, maps.dim, 1 - maps.dim))
+    return -torch.where(there, each, 0.0).sum(-1)
 
 # %% ../../nbs/detector/07_training.ipynb #2bdae649
 _SCALES = torch.linspace(-1.8, 1.8, 13)
@@ -217,6 +232,15 @@ def _share_loss(excess: Tensor, layer: Tensor, shape: Tensor, layers: int) -> Te
     y = torch.log(excess * (hits / total)[layer])[:, None] + _SCALES
     each = _log_density(y, *shape.unsqueeze(-1).unbind(1))
     return -torch.logsumexp(torch.zeros(layers, len(_SCALES)).index_add(0, layer, each), 1)
+
+
+def _energy_loss(maps: Maps, core: Tensor, halo: Tensor, t: Tensor) -> Tensor:
+    (i, c), (j, s) = (torch.nonzero(part > THRESHOLD_MEV, as_tuple=True) for part in (core, halo[..., 2]))
+    near = torch.stack([part[i, c] for part in (maps.median, maps.width, maps.skew)], 1)
+    median, width, skew, slope = (part[j, 0] for part in (*maps.glow, maps.slope))
+    far = torch.stack([median + slope * t[j, s], width, skew], 1)
+    excess = torch.cat([core[i, c], halo[j, s, 2]]) - THRESHOLD_MEV
+    return _share_loss(excess.clamp(min=1e-4), torch.cat([i, j]), torch.cat([near, far]), len(core))
 
 # %% ../../nbs/detector/07_training.ipynb #9d8f0a7c
 def likelihood_loss(lateral: Lateral, lessons: Lessons, generator: torch.Generator) -> Tensor:
@@ -235,26 +259,22 @@ def likelihood_loss(lateral: Lateral, lessons: Lessons, generator: torch.Generat
     Returns
     -------
     Tensor
-        Mean of -ln(density) of a layer with hits, up to a constant.
+        Mean of -ln(density) of a layer with energy, up to a constant.
 
     References
     ----------
     J. Aitchison, S. M. Shen, Biometrika 67 (1980) 261: the density of shares.
     """
-    some = lessons.outline.core + lessons.outline.halo > 0
+    some = lessons.outline.energy > 0
     features = _features(lessons.outline, lessons.particle)[some]
     core, halo = lessons.cells.core[some], lessons.cells.halo[some]
     hottest = _hottest(core)
-    maps = lateral(features, hottest)
-    there, t = halo[..., 2] > 0, _distance(halo, generator)
-    (i, c), (j, s) = torch.nonzero(core > 0, as_tuple=True), torch.nonzero(there, as_tuple=True)
-    near = torch.stack([part[i, c] for part in maps[1:4]], 1)
-    median, width, skew, slope = maps.halo[j, 3:].unbind(1)
-    far = torch.stack([median + slope * t[j, s], width, skew], 1)
-    excess = (torch.cat([core[i, c], halo[j, s, 2]]) - THRESHOLD_MEV).clamp(min=1e-4)
-    shares = _share_loss(excess, torch.cat([i, j]), torch.cat([near, far]), len(core))
-    hits = _hit_loss(lateral.places(features), maps.chance, core, hottest)
-    return (hits + _halo_loss(t, there, maps.halo) + shares).mean()
+    second = _hottest(core * (core > THRESHOLD_MEV) * (1 - _one(hottest)))
+    maps, t = lateral(features, hottest, second), _distance(halo, generator)
+    chosen, hits = _one(hottest) + _one(second), (core > THRESHOLD_MEV).any(-1, keepdim=True)
+    loss = _place_loss(lateral.places(features), hottest) + _halo_loss(halo, t, maps)
+    loss = loss + _place_loss(lateral.places(features, hottest), second)
+    return (loss + _hit_loss(maps, core, hits * (1 - chosen)) + _energy_loss(maps, core, halo, t)).mean()
 
 # %% ../../nbs/detector/07_training.ipynb #45835d95
 def _depth(energy: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,7 +346,7 @@ def _root(square: Tensor) -> Tensor:
     return torch.sqrt(square.clamp(min=0) + 0.02)
 
 # %% ../../nbs/detector/07_training.ipynb #da7f7170
-def _whole(cells: Cells, energy: Tensor, centre: Tensor, width: Tensor, particle: Particle) -> Tensor:
+def _overall(cells: Cells, energy: Tensor, centre: Tensor, width: Tensor, particle: Particle) -> Tensor:
     share = (energy / energy.sum(1, keepdim=True))[..., None]
     mean, k = (share * centre).sum(1), _relative(energy.shape[1])[:, None]
     square = (share * (width + centre**2)).sum(1) - mean**2
@@ -340,7 +360,7 @@ def _shower_view(cells: Cells, outline: Outline, particle: Particle) -> tuple[Te
     energy, centre, width = _moments(cells, particle)
     hottest = cells.core.amax(-1) / energy.clamp(min=1e-3)
     layers = torch.cat([centre, _root(width), hottest[..., None]], -1) * (energy > 0)[..., None]
-    return layers.flatten(1), _whole(cells, energy, centre, width, particle)
+    return layers.flatten(1), _overall(cells, energy, centre, width, particle)
 
 # %% ../../nbs/detector/07_training.ipynb #4d88ea38
 class ShowerCritic(nn.Module):

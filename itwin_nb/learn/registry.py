@@ -152,7 +152,7 @@ def export_onnx(path: str | Path, model: "torch.nn.Module", example: "tuple[torc
     OutputError
         If ONNX's output isn't PyTorch's, or the file can't be written.
     """
-    model = copy.deepcopy(_bare(model)).cpu().eval()
+    model = copy.deepcopy(_bare(model)).cpu().eval().requires_grad_(False)
     example = tuple(tensor.detach().cpu() for tensor in example)
     with atomic_path(path) as part:
         _to_onnx(part, model, example)

@@ -51,4 +51,4 @@ def test_a_killed_search_is_resumed_and_its_champion_simulates(showers, tmp_path
 
     generator = Generator.load(find_registered("clic51", uri=tmp_path / "cut" / "mlflow.db"))
     assert (generator.generate([2.0], [1.5]).sum(axis=(1, 2, 3)) > 0).all()
-    assert not generator.accepts(11, [20.0], [1.5]).any()
+    assert not generator.scope.accepts(11, [20.0], [1.5]).any()
